@@ -1,0 +1,1 @@
+"""Data in, numbers out: matching answers. Nothing here imports torch."""

@@ -1,0 +1,214 @@
+"""The public verbs: load a model, inspect its hidden states."""
+
+import inspect as pyinspect
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, TypedDict, Unpack
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from patchscopes.engine import Engine, default_memory_bytes
+from patchscopes.errors import OptionError, PatchscopesWarning
+from patchscopes.models import LoadOptions, Model, load_by_name, wrap_in_memory
+from patchscopes.plan import Budget, Runner
+from patchscopes.prompts import find_prompt
+from patchscopes.reference import Reference
+from patchscopes.resolve import parse_layers, resolve
+from patchscopes.resolve.layers import Layers
+from patchscopes.results import Results
+from patchscopes.run import Inspection
+from patchscopes.selfcheck import check_model, require
+from patchscopes.settings import Settings
+from patchscopes.spec import Bos, Decoding, InspectionPrompt, Readout, ReadoutKind, Row, Source, Sweep
+
+DEFAULT_CONTROLS = ("unpatched", "random-state")
+BOS_CHOICES = ("auto", "always", "never")
+RUNNERS: Mapping[str, Callable[[Model], Runner]] = MappingProxyType({"engine": Engine, "reference": Reference})
+
+Sources = str | Source | Sequence[str | Source]
+Prompts = str | InspectionPrompt | Sequence[str | InspectionPrompt]
+
+
+def load(
+    name_or_hf_model: str | PreTrainedModel,
+    *,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    dtype: str = "float32",
+    device: str = "auto",
+    notify: Callable[[str], None] = lambda _: None,
+) -> Model:
+    """Load a model, or take one that is in memory, and check that it obeys the semantics.
+
+    Args:
+        name_or_hf_model: a registry name ("smollm2-135m"; pulled at first use), a folder or .gguf file, a Hugging
+            Face hub id, in this order; or a transformers model, which is taken as it is (fine-tuned, quantised,
+            sharded) with its dtype and device.
+        tokenizer: overrides the model's own; needed with a model in memory.
+        revision: a branch, tag or commit of the hub.
+        trust_remote_code: whether code that comes with a hub model may run. Never unless asked for.
+        dtype: "float32", "bfloat16" or "float16". Results are exact in float32.
+        device: "auto" (a CUDA GPU where there is one, else the CPU), "cpu", "cuda:1", "mps".
+        notify: is told, in words, of slow steps such as a download.
+
+    Raises:
+        UnknownModelError, ModelFilesError, UnsupportedModelError, DeviceError, PullError: see `patchscopes.errors`.
+        SelfCheckError: the model does not obey docs/semantics.md.
+    """
+    if isinstance(name_or_hf_model, str):
+        options = LoadOptions(revision, trust_remote_code, dtype, device)
+        model = load_by_name(name_or_hf_model, options, Settings.from_env(), tokenizer=tokenizer, notify=notify)
+    elif isinstance(name_or_hf_model, PreTrainedModel):
+        model = wrap_in_memory(name_or_hf_model, tokenizer)
+    else:
+        raise OptionError(
+            f"load() was given a {type(name_or_hf_model).__name__}; it takes a name, a path or a transformers model."
+        )
+    require(check_model(model, thorough=False))
+    return model
+
+
+class InspectOptions(TypedDict, total=False):
+    """Options.
+
+    prompt: the inspection prompt(s): a library name, or text with `{}` where the state is written.
+    at: which token of a source: "last", "all", a position (−1 is the last), a phrase (its last token),
+        "phrase#2", "re:…", "span:…" (a cell per token), "text:…".
+    source_layers: ℓ, where states are read: "all" (0…n_layers), an int, range or sequence, or "0-12", "0-4,8".
+    target_layers: ℓ*, where they are written: "same" pairs (ℓ, ℓ); anything else gives the product.
+    readout: "text" generates; "next-token" reads the next token's distribution.
+    max_new_tokens: length of a text, in tokens.
+    stop: strings that end a text and are cut off it.
+    expect: accepted answers; rows then say whether the text matches.
+    controls: which of unpatched, self, zero, random, random-state, text-only to run beside; () for none.
+    draws: how many draws of `random` and `random-state` per cell.
+    runner: "engine" (fast) or "reference" (one cell at a time); they give the same tokens.
+    placeholder: the word that stands at `{}`; one token.
+    seed: of controls and samples.
+    top_k: how many tokens `next-token` lists.
+    n_samples, temperature: samples per cell; temperature 0 is greedy.
+    bos: "auto" leaves the BOS token to the tokenizer; "always" and "never" override it.
+    memory_bytes: budget of one batch; half of what is free where None.
+    """
+
+    prompt: Prompts
+    at: str | int
+    source_layers: Layers
+    target_layers: Layers
+    readout: ReadoutKind
+    max_new_tokens: int
+    stop: str | Sequence[str]
+    expect: str | Sequence[str]
+    controls: Sequence[str]
+    draws: int
+    runner: str
+    placeholder: str | None
+    seed: int
+    top_k: int
+    n_samples: int
+    temperature: float
+    bos: Bos
+    memory_bytes: int | None
+
+
+def inspect(model: Model, sources: Sources, **options: Unpack[InspectOptions]) -> Results:
+    """Read hidden states of `sources` (a text, a `Source`, or a sequence of either) in words, beside controls.
+
+    Raises a SpecError for whatever is wrong with the request, before anything runs. One bad source among good ones is
+    a failed row with its reason instead.
+    """
+    return prepare(model, sources, **options).results()
+
+
+def stream(model: Model, sources: Sources, **options: Unpack[InspectOptions]) -> Iterator[Row]:
+    """As `inspect`, but yields rows as they finish. What is wrong with the request raises before the first row."""
+    inspection = prepare(model, sources, **options)
+    return (row for _, row in inspection.rows())
+
+
+def prepare(
+    model: Model,
+    sources: Sources,
+    *,
+    prompt: Prompts = "entity-description",
+    at: str | int = "last",
+    source_layers: Layers = "all",
+    target_layers: Layers = "same",
+    readout: ReadoutKind = "text",
+    max_new_tokens: int = 20,
+    stop: str | Sequence[str] = (),
+    expect: str | Sequence[str] = (),
+    controls: Sequence[str] = DEFAULT_CONTROLS,
+    draws: int = 1,
+    runner: str = "engine",
+    placeholder: str | None = None,
+    seed: int = 0,
+    top_k: int = 10,
+    n_samples: int = 1,
+    temperature: float = 0.0,
+    bos: Bos = "auto",
+    memory_bytes: int | None = None,
+) -> Inspection:
+    """As `inspect`, but resolves and checks all of the request and runs nothing.
+
+    The Inspection's `.results()` runs it, `.rows()` yields rows as they finish, `.plan()` says what it takes.
+    """
+    _check_choices(readout=(readout, ("text", "next-token")), runner=(runner, RUNNERS), bos=(bos, BOS_CHOICES))
+    same = isinstance(target_layers, str) and target_layers == "same"
+    sweep = Sweep(
+        sources=tuple(_source(text) for text in _several(sources)),
+        prompts=tuple(find_prompt(value, placeholder=placeholder) for value in _several(prompt)),
+        source_layers=parse_layers(source_layers, model.n_layers),
+        target_layers=None if same else parse_layers(target_layers, model.n_layers),
+        at=at,
+        readout=Readout(readout, top_k),
+        decoding=Decoding(max_new_tokens, _strings(stop), temperature, seed),
+        n_samples=n_samples,
+        controls=_strings(controls),
+        draws=draws,
+        expect=_strings(expect),
+        bos=bos,
+        seed=seed,
+    )
+    resolved = resolve(model, sweep)
+    for message in resolved.warnings:
+        warnings.warn(message, PatchscopesWarning, stacklevel=3)
+    budget = Budget(memory_bytes if memory_bytes is not None else default_memory_bytes(model.device))
+    return Inspection(model, sweep, resolved, RUNNERS[runner], runner, budget)
+
+
+def _several(value: Any) -> list[Any]:
+    """One thing or a sequence of things, as a list."""
+    return [value] if isinstance(value, str | Source | InspectionPrompt) else list(value)
+
+
+def _source(value: str | Source) -> Source:
+    if isinstance(value, Source):
+        return Source(value.text, at=value.at, expect=_strings(value.expect))
+    if not isinstance(value, str):
+        raise OptionError(f"a source is a text or a Source, not a {type(value).__name__}: {value!r}.")
+    return Source(value)
+
+
+def _strings(value: str | Sequence[str]) -> tuple[str, ...]:
+    return (value,) if isinstance(value, str) else tuple(value)
+
+
+def _check_choices(**options: tuple[str, Iterable[str]]) -> None:
+    for option, (value, choices) in options.items():
+        if value not in choices:
+            raise OptionError(f"{option} is {value!r}; it must be one of {', '.join(choices)}.")
+
+
+def _show_options(verb: Callable[..., object]) -> None:
+    """Give `verb` the signature of `prepare` and the list of options, for help() and editors."""
+    own, full = pyinspect.signature(verb), pyinspect.signature(prepare)
+    verb.__signature__ = full.replace(return_annotation=own.return_annotation)  # type: ignore[attr-defined]
+    verb.__doc__ = f"{verb.__doc__}\n    {InspectOptions.__doc__}"
+
+
+_show_options(inspect)
+_show_options(stream)
+_show_options(prepare)

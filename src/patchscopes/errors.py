@@ -1,0 +1,113 @@
+"""The exception tree. Every error says what was given, what is needed and what to do.
+
+PatchscopesError                what the user can mend: exit code 2 on the command line
+├── SpecError                   the request itself is wrong; found before anything runs
+│   ├── LayerError              a layer outside 0…n_layers, or not a layer at all
+│   ├── PositionError           a position or phrase that does not name one place in the source
+│   ├── PlaceholderError        "{}" absent, or not exactly one token
+│   ├── PromptError             no such library prompt, or one that this model cannot use
+│   ├── SourceError             an empty or unreadable source
+│   ├── ContextLengthError      prompt plus new tokens beyond the model's context
+│   └── OptionError             an option with a value that it cannot take
+├── ModelError                  the model cannot be used
+│   ├── UnknownModelError       neither a registry name, nor a path, nor a hub id that resolves
+│   ├── ModelFilesError         files missing, damaged or with a wrong hash
+│   ├── UnsupportedModelError   a kind of model that Patchscopes does not (yet) mean anything on
+│   ├── SelfCheckError          the model does not obey docs/semantics.md
+│   └── DeviceError             a dtype or device that is not there
+├── PullError                   a download that did not succeed
+└── OutputError                 results cannot be written where asked
+"""
+
+__all__ = [
+    "ContextLengthError",
+    "DeviceError",
+    "LayerError",
+    "ModelError",
+    "ModelFilesError",
+    "OptionError",
+    "OutputError",
+    "PatchscopesError",
+    "PatchscopesWarning",
+    "PlaceholderError",
+    "PositionError",
+    "PromptError",
+    "PullError",
+    "SelfCheckError",
+    "SourceError",
+    "SpecError",
+    "UnknownModelError",
+    "UnsupportedModelError",
+]
+
+
+class PatchscopesError(Exception):
+    """Base of every error that the user can mend."""
+
+
+class SpecError(PatchscopesError, ValueError):
+    """The request is wrong; nothing was run."""
+
+
+class LayerError(SpecError):
+    """A layer outside 0…n_layers, or a layer specification that cannot be read."""
+
+
+class PositionError(SpecError):
+    """A position or phrase that does not name one place in the source."""
+
+
+class PlaceholderError(SpecError):
+    """The placeholder is absent, or is not exactly one token."""
+
+
+class PromptError(SpecError):
+    """No such library prompt, or one that this model cannot use."""
+
+
+class SourceError(SpecError):
+    """A source that is empty or cannot be read."""
+
+
+class ContextLengthError(SpecError):
+    """A prompt plus its new tokens is longer than the model's context."""
+
+
+class OptionError(SpecError):
+    """An option with a value that it cannot take."""
+
+
+class ModelError(PatchscopesError):
+    """The model cannot be used."""
+
+
+class UnknownModelError(ModelError):
+    """The name is neither a registry name, nor a path, nor a hub id that resolves."""
+
+
+class ModelFilesError(ModelError):
+    """Model files are missing, damaged or have the wrong hash."""
+
+
+class UnsupportedModelError(ModelError):
+    """A kind of model that Patchscopes do not support."""
+
+
+class SelfCheckError(ModelError):
+    """The model does not obey the semantics (docs/semantics.md)."""
+
+
+class DeviceError(ModelError):
+    """A dtype or device that is not available here."""
+
+
+class PullError(PatchscopesError):
+    """A download that did not succeed."""
+
+
+class OutputError(PatchscopesError):
+    """Results cannot be written where they were asked for."""
+
+
+class PatchscopesWarning(UserWarning):
+    """Something that the user should know before believing a result."""

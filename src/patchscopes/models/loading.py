@@ -1,0 +1,215 @@
+"""A name → a Model. In this order: a registry name, a path (folder or .gguf file), a Hugging Face hub id."""
+
+import hashlib
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from patchscopes.errors import (
+    DeviceError,
+    ModelFilesError,
+    OptionError,
+    PatchscopesWarning,
+    UnknownModelError,
+    UnsupportedModelError,
+)
+from patchscopes.models.architectures import find_architecture, refuse_unsupported
+from patchscopes.models.gguf import gguf_folder
+from patchscopes.models.model import Model, hash_tensors
+from patchscopes.models.pull import manifest_of, pull
+from patchscopes.models.quiet import quiet_transformers
+from patchscopes.models.registry import REGISTRY
+from patchscopes.settings import Settings
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True, slots=True)
+class LoadOptions:
+    """How to load: revision of the hub, dtype and device by name, whether code that comes with the model may run."""
+
+    revision: str | None = None
+    trust_remote_code: bool = False
+    dtype: str = "float32"
+    device: str = "auto"
+
+
+def load_by_name(
+    name: str,
+    options: LoadOptions,
+    settings: Settings,
+    *,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    notify: Callable[[str], None] = lambda _: None,
+) -> Model:
+    """Load `name`; a registry model that is not there yet is pulled first, and `notify` is told.
+
+    Raises UnknownModelError, ModelFilesError, UnsupportedModelError, DeviceError or PullError.
+    """
+    dtype, device = read_dtype(options.dtype), read_device(options.device)
+    if name in REGISTRY:
+        folder = pull(name, settings, notify=notify)
+        recorded = str(manifest_of(folder)["weights_sha256"])
+        weights: Callable[[], str] | None = partial(str, f"sha256:{recorded}")
+    elif _is_path(name):
+        folder = _folder_at(Path(name).expanduser(), settings)
+        weights = partial(_hash_files, folder)
+    else:
+        folder, weights = None, None
+    where = name if folder is None else str(folder)
+    with quiet_transformers():
+        hf, tokenizer = _from_pretrained(where, name, options, dtype, tokenizer)
+    commit = getattr(hf.config, "_commit_hash", None)
+    if weights is None and commit:
+        weights = partial(str, f"commit:{commit}")
+    hf.to(device)  # type: ignore[arg-type]
+    return _wrap(hf, tokenizer, id=name, revision=commit if folder is None else None, weights=weights)
+
+
+def wrap_in_memory(hf: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None) -> Model:
+    """A Model around one that is already in memory (fine-tuned, quantised, sharded), as it is, with its tokenizer."""
+    refuse_unsupported(hf.config, hf)
+    name = str(getattr(hf.config, "_name_or_path", "") or hf.config.model_type)
+    if tokenizer is None:
+        raise OptionError(
+            f"the model in memory ({name}) came without a tokenizer; give it: load(model, tokenizer=tokenizer)."
+        )
+    if hf.training:
+        warnings.warn(
+            f"{name} was in training mode, where dropout makes every run different; it is now in eval mode.",
+            PatchscopesWarning,
+            stacklevel=3,
+        )
+        hf.eval()
+    return _wrap(hf, tokenizer, id=name, revision=None, weights=None)
+
+
+def _wrap(
+    hf: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    id: str,
+    revision: str | None,
+    weights: Callable[[], str] | None,
+) -> Model:
+    if not getattr(tokenizer, "is_fast", False):
+        raise UnsupportedModelError(
+            f"the tokenizer of {id} is {type(tokenizer).__name__}, which gives no character offsets; phrases and "
+            "placeholders need them. Use its fast version (tokenizer.json)."
+        )
+    fingerprint = weights or partial(_hash_in_memory, hf)
+    return Model(hf, tokenizer, find_architecture(hf), id=id, revision=revision, fingerprint=fingerprint)
+
+
+def _from_pretrained(
+    where: str,
+    name: str,
+    options: LoadOptions,
+    dtype: torch.dtype,
+    tokenizer: PreTrainedTokenizerBase | None,
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    try:
+        config = AutoConfig.from_pretrained(
+            where, revision=options.revision, trust_remote_code=options.trust_remote_code
+        )
+        refuse_unsupported(config)
+        # Safetensors only: a pickle can run code when it is read.
+        hf, info = AutoModelForCausalLM.from_pretrained(
+            where,
+            config=config,
+            revision=options.revision,
+            trust_remote_code=options.trust_remote_code,
+            dtype=dtype,
+            use_safetensors=True,
+            output_loading_info=True,
+        )
+        if tokenizer is None:
+            tokenizer = AutoTokenizer.from_pretrained(
+                where, revision=options.revision, trust_remote_code=options.trust_remote_code
+            )
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise _explained(error, where, name) from error
+    refuse_unsupported(hf.config, hf)
+    absent = sorted({str(key) for kind in ("missing_keys", "mismatched_keys") for key in info[kind]})
+    if absent:
+        raise ModelFilesError(
+            f"{name} lacks weights that a {config.model_type} needs ({', '.join(absent[:3])}"
+            f"{', …' if len(absent) > 3 else ''}), which would be random; get the model's files again."
+        )
+    return hf, tokenizer
+
+
+def _explained(error: Exception, where: str, name: str) -> Exception:
+    """What went wrong in transformers, said so that it can be mended."""
+    reason = " ".join(str(error).split())[:300] or type(error).__name__
+    if Path(where).exists():
+        return ModelFilesError(
+            f"{name} cannot be loaded as a language model: {reason} Needed: a folder with config.json, "
+            "safetensors weights and tokenizer.json, as `save_pretrained` writes it (pickled weights are refused)."
+        )
+    known = ", ".join(REGISTRY)
+    return UnknownModelError(
+        f"unknown model {name!r}: it is no registry name ({known}) and no path, and as a Hugging Face hub id it does "
+        f"not load: {reason} Check the spelling and the network, or give a folder."
+    )
+
+
+def read_dtype(name: str) -> torch.dtype:
+    """The torch dtype of that name; DeviceError where there is none."""
+    if name not in DTYPES:
+        raise DeviceError(f"dtype {name!r} is not known; use one of {', '.join(DTYPES)}.")
+    return DTYPES[name]
+
+
+def read_device(name: str) -> torch.device:
+    """The device of that name ("auto": a CUDA GPU where there is one, else the CPU); DeviceError where it is absent."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        there = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
+        raise DeviceError(
+            f"device {name!r} is not there; here are {', '.join(there)}. Use one of them, or auto."
+        ) from error
+    return device
+
+
+def _is_path(name: str) -> bool:
+    """An existing path, or a name that can be nothing else."""
+    return Path(name).expanduser().exists() or name.startswith(("/", "./", "../", "~")) or name.endswith(".gguf")
+
+
+def _folder_at(path: Path, settings: Settings) -> Path:
+    if not path.exists():
+        raise UnknownModelError(f"no such model path: {path}. Give a folder with config.json, or a .gguf file.")
+    if path.is_file():
+        if path.suffix != ".gguf":
+            raise UnknownModelError(f"{path} is a file, but no .gguf; give a .gguf file or a model's folder.")
+        return gguf_folder(path, settings)
+    if not (path / "config.json").is_file():
+        inside = ", ".join(sorted(entry.name for entry in path.iterdir())[:5]) or "nothing"
+        raise ModelFilesError(
+            f"{path} holds no model: config.json is missing (it holds {inside}). "
+            "Give a folder as `save_pretrained` writes it."
+        )
+    return path
+
+
+def _hash_files(folder: Path) -> str:
+    """SHA-256 over the folder's weights, in the order of their names."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.glob("*.safetensors")):
+        with path.open("rb") as file:
+            digest.update(f"{path.name}|{hashlib.file_digest(file, 'sha256').hexdigest()}|".encode())
+    return f"sha256:{digest.hexdigest()}"
+
+
+def _hash_in_memory(hf: PreTrainedModel) -> str:
+    return f"sha256:{hash_tensors(hf.state_dict())}"

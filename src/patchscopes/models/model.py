@@ -1,0 +1,206 @@
+"""A Model: a causal language model and its tokenizer, with the few verbs that everything else is built from.
+
+Axes: row (of a batch), column (padded), token (unpadded), d_model, d_vocab.
+"""
+
+import hashlib
+import inspect as pyinspect
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from patchscopes.models.architectures import Architecture, rope_switch
+
+UNBOUNDED = 1_000_000
+
+
+class Model:
+    """A decoder-only language model whose residual stream can be read and written.
+
+    Attributes: `id` (the name it was asked for by), `revision` (of the hub, where it has one), `hf` and `tokenizer`
+    (as transformers made them), `n_layers`, `d_model`, `d_vocab`, `max_context` (tokens), `architecture`.
+    """
+
+    def __init__(
+        self,
+        hf: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        architecture: Architecture,
+        *,
+        id: str,
+        revision: str | None,
+        fingerprint: Callable[[], str],
+    ) -> None:
+        self.hf = hf
+        self.tokenizer = tokenizer
+        self.architecture = architecture
+        self.id = id
+        self.revision = revision
+        self._fingerprint = fingerprint
+        blocks = hf.get_submodule(architecture.blocks)
+        self.blocks: Sequence[nn.Module] = tuple(blocks.children())
+        config = hf.config.get_text_config(decoder=True)
+        self.n_layers = len(self.blocks)
+        self.d_model = int(config.hidden_size)
+        self.d_vocab = int(config.vocab_size)
+        self.max_context = int(getattr(config, "max_position_embeddings", None) or UNBOUNDED)
+        self.rope_switch = rope_switch(hf.config)
+        self._takes = frozenset(pyinspect.signature(hf.forward).parameters)
+
+    def __repr__(self) -> str:
+        return (
+            f"Model({self.id!r}, {self.architecture.family}, n_layers={self.n_layers}, d_model={self.d_model}, "
+            f"{self.dtype_name}, {self.device})"
+        )
+
+    @property
+    def device(self) -> torch.device:
+        """Where token ids go: the device of the input embedding."""
+        weight = self.hf.get_input_embeddings().weight
+        return weight.device if isinstance(weight, Tensor) else self.hf.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the residual stream."""
+        return self.hf.dtype
+
+    @property
+    def dtype_name(self) -> str:
+        """The dtype as users write it: "float32"."""
+        return str(self.dtype).removeprefix("torch.")
+
+    @cached_property
+    def eos_ids(self) -> frozenset[int]:
+        """Ids that end a text: the generation config's, else the config's, as `generate` has it."""
+        for place in (self.hf.generation_config, self.hf.config):
+            ids = getattr(place, "eos_token_id", None)
+            if ids is not None:
+                return frozenset([ids] if isinstance(ids, int) else ids)
+        return frozenset()
+
+    @cached_property
+    def adds_bos(self) -> bool:
+        """Whether the tokenizer puts a BOS before raw text."""
+        bos = self.tokenizer.bos_token_id
+        return bos is not None and list(self.tokenizer("a")["input_ids"])[:1] == [bos]
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """What the weights are, as part of a cell's identity: "sha256:…" of files or tensors, or "commit:…" of a hub.
+
+        A hash is computed at first use (about 1 GB/s) and kept.
+        """
+        return self._fingerprint()
+
+    @cached_property
+    def n_matrix_parameters(self) -> int:
+        """Parameters used in matrix products per token: blocks and head (for the cost of a plan)."""
+        in_blocks = sum(p.numel() for block in self.blocks for p in block.parameters() if p.dim() >= 2)
+        return in_blocks + self.d_model * self.d_vocab
+
+    @property
+    def kv_bytes_per_token(self) -> int:
+        """Bytes of keys and values that one token keeps, over all layers (an upper bound where heads vary)."""
+        config = self.hf.config.get_text_config(decoder=True)
+        heads = int(config.num_attention_heads)
+        kv_heads = int(getattr(config, "num_key_value_heads", None) or heads)
+        d_head = int(getattr(config, "head_dim", None) or self.d_model // heads)
+        return 2 * self.n_layers * kv_heads * d_head * self.dtype.itemsize
+
+    def describe(self) -> dict[str, object]:
+        """Provenance of the model (rule 22), as plain JSON."""
+        return {
+            "id": self.id,
+            "revision": self.revision,
+            "weights": self.fingerprint,
+            "family": self.architecture.family,
+            "n_layers": self.n_layers,
+            "d_model": self.d_model,
+            "dtype": self.dtype_name,
+            "device": str(self.device),
+        }
+
+    @torch.no_grad()
+    def next_logits(
+        self,
+        ids: Int[Tensor, "row column"],
+        *,
+        mask: Int[Tensor, "row context"] | None = None,
+        position_ids: Int[Tensor, "row column"] | None = None,
+        cache: object | None = None,
+    ) -> Float[Tensor, "row d_vocab"]:
+        """Run the model's own forward and return the logits after the last column, in float32 (rule 13).
+
+        `mask` covers what is cached and what is run; padding stands on the left.
+        """
+        return self._forward(ids, mask, position_ids, cache, keep_last=True)[:, -1].float()
+
+    @torch.no_grad()
+    def all_logits(self, ids: Int[Tensor, "row column"]) -> Float[Tensor, "row column d_vocab"]:
+        """Logits at every position of unpadded `ids`, in float32."""
+        return self._forward(ids, None, None, None, keep_last=False).float()
+
+    @torch.no_grad()
+    def unembed(self, states: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_vocab"]:
+        """Read residual states through the model's own final norm, head, scale and softcap (rule 13), in float32."""
+        architecture = self.architecture
+        for path in (architecture.final_norm, architecture.project_out):
+            module = self._submodule(path)
+            states = states if module is None else module(states)
+        head = self.hf.get_output_embeddings()
+        logits: Tensor = head(states)
+        config = self.hf.config.get_text_config(decoder=True)
+        if architecture.logit_multiplier:
+            logits = logits * getattr(config, architecture.logit_multiplier)
+        if architecture.logit_divisor:
+            logits = logits / getattr(config, architecture.logit_divisor)
+        cap = getattr(config, architecture.softcap) if architecture.softcap else None
+        if cap:
+            logits = torch.tanh(logits / cap) * cap
+        return logits.float()
+
+    def _forward(
+        self,
+        ids: Tensor,
+        mask: Tensor | None,
+        position_ids: Tensor | None,
+        cache: object | None,
+        *,
+        keep_last: bool,
+    ) -> Tensor:
+        inputs: dict[str, Any] = {"input_ids": ids, "use_cache": cache is not None}
+        if mask is not None:
+            inputs["attention_mask"] = mask
+        # BLOOM takes no position ids: its ALiBi counts the mask.
+        if position_ids is not None and "position_ids" in self._takes:
+            inputs["position_ids"] = position_ids
+        if cache is not None:
+            inputs["cache"] = cache
+        if keep_last and "logits_to_keep" in self._takes:
+            inputs["logits_to_keep"] = 1
+        logits: Tensor = self.hf(**inputs).logits
+        return logits
+
+    def _submodule(self, path: str | None) -> nn.Module | None:
+        """The module at `path`, None where this checkpoint has none (OPT keeps None for an absent projection)."""
+        if path is None:
+            return None
+        parent, _, name = path.rpartition(".")
+        module = getattr(self.hf.get_submodule(parent), name, None)
+        return module if isinstance(module, nn.Module) else None
+
+
+def hash_tensors(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 over names, dtypes, shapes and bytes, in the order of names."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
+        if tensor.device.type != "meta":
+            digest.update(tensor.detach().contiguous().cpu().view(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()

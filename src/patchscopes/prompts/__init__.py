@@ -1,0 +1,17 @@
+"""Text → ids; phrases and placeholders → positions; the inspection-prompt library."""
+
+from patchscopes.prompts.library import LIBRARY, find_prompt
+from patchscopes.prompts.placeholders import Target, fill, resolve_target
+from patchscopes.prompts.positions import resolve_positions
+from patchscopes.prompts.tokens import Tokenized, tokenize
+
+__all__ = [
+    "LIBRARY",
+    "Target",
+    "Tokenized",
+    "fill",
+    "find_prompt",
+    "resolve_positions",
+    "resolve_target",
+    "tokenize",
+]

@@ -1,0 +1,117 @@
+r"""`at=` → positions in the unpadded tokens (rule 6).
+
+last          the last token                 all           every token, a cell each
+3, "3", -1    a position; −1 is the last     Wales         a phrase: its last token
+Wales#2       its second occurrence          re:W\w+       what a regular expression matches, once
+span:of Wales every token of it, a cell each text:last     a phrase that looks like something else
+"""
+
+import re
+from collections.abc import Sequence
+from numbers import Integral
+
+from patchscopes.errors import PositionError
+from patchscopes.models import Model
+from patchscopes.prompts.tokens import Tokenized, verify_spans
+
+Span = tuple[int, int]
+
+
+def resolve_positions(model: Model, source: Tokenized, at: str | int) -> tuple[int, ...]:
+    """The positions that `at` names in `source`. Raises PositionError, with the token table, where it names none."""
+    if at == "last":
+        return (len(source) - 1,)
+    if at == "all":
+        return tuple(range(len(source)))
+    number = _as_number(at)
+    if number is not None:
+        return (_in_range(source, number),)
+    if not isinstance(at, str):
+        raise PositionError(f'{at!r} names no position; give a phrase, a whole number, "last" or "all".')
+    verify_spans(model, source)
+    if at.startswith("span:"):
+        start, end = _find(source, at.removeprefix("span:"))
+        return _covering(source, start, end, at)
+    return _covering(source, *_find(source, at), at)[-1:]
+
+
+def _as_number(at: object) -> int | None:
+    if isinstance(at, str):
+        return int(at) if re.fullmatch(r"[+-]?\d{1,9}", at.strip()) else None
+    return None if isinstance(at, bool) or not isinstance(at, Integral) else int(at)
+
+
+def _in_range(source: Tokenized, number: int) -> int:
+    if not -len(source) <= number < len(source):
+        raise PositionError(
+            f"position {number} is out of range: {source.text!r} has {len(source)} tokens, so 0 to {len(source) - 1}, "
+            f"or -1 (the last) to -{len(source)}; a phrase that looks like a number is text:{number}."
+            f"\n{source.table()}"
+        )
+    return number % len(source)
+
+
+def _find(source: Tokenized, phrase: str) -> Span:
+    """The one place in the text that `phrase` names."""
+    if phrase.startswith("re:"):
+        return _only(source, phrase, _matches(source, phrase.removeprefix("re:")))
+    if phrase.startswith("text:"):
+        return _only(source, phrase, _occurrences(source.text, phrase.removeprefix("text:")))
+    numbered = re.fullmatch(r"(.+)#([1-9]\d*)", phrase, flags=re.DOTALL)
+    if numbered is None:
+        return _only(source, phrase, _occurrences(source.text, phrase))
+    plain, nth = numbered[1], int(numbered[2])
+    found = _occurrences(source.text, plain)
+    if nth > len(found):
+        raise PositionError(
+            f"{phrase!r} asks for occurrence {nth} of {plain!r}, which occurs {_times(len(found))} in "
+            f"{source.text!r}.\n{source.table()}"
+        )
+    return found[nth - 1]
+
+
+def _occurrences(text: str, phrase: str) -> list[Span]:
+    if not phrase:
+        raise PositionError('the phrase is empty; give a phrase, a position, "last" or "all".')
+    starts = [match.start() for match in re.finditer(f"(?={re.escape(phrase)})", text)]
+    return [(start, start + len(phrase)) for start in starts]
+
+
+def _matches(source: Tokenized, pattern: str) -> list[Span]:
+    try:
+        return [match.span() for match in re.finditer(pattern, source.text) if match.end() > match.start()]
+    except re.error as error:
+        raise PositionError(f"{pattern!r} is no regular expression: {error}.") from error
+
+
+def _only(source: Tokenized, phrase: str, found: Sequence[Span]) -> Span:
+    if len(found) == 1:
+        return found[0]
+    if not found:
+        advice = "give a phrase of the text, in its case, or a position"
+    elif phrase.startswith(("re:", "text:")):
+        advice = "give more of the text, or a position"
+    else:
+        advice = f"name one, as in {phrase}#2, or give more of the text"
+    raise PositionError(
+        f"{phrase!r} occurs {_times(len(found))} in {source.text!r}; it must occur once: {advice}.\n{source.table()}"
+    )
+
+
+def _times(n: int) -> str:
+    return {1: "once", 2: "twice"}.get(n, f"{n} times")
+
+
+def _covering(source: Tokenized, start: int, end: int, at: str) -> tuple[int, ...]:
+    """The tokens that cover characters start to end; the last must end where the phrase does."""
+    inside = tuple(
+        position
+        for position, (first, last) in enumerate(source.spans)
+        if first < end and last > start and not (source.special[position] and first == last)
+    )
+    if not inside or max(source.spans[position][1] for position in inside) != end:
+        raise PositionError(
+            f"{at!r} ends inside a token of {source.text!r}, so no token's state holds just it; "
+            f"end the phrase at a token's end.\n{source.table(inside)}"
+        )
+    return inside

@@ -1,0 +1,182 @@
+"""Text → token ids with the characters that each covers, as the model's own tokenizer gives them (rule 8)."""
+
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from transformers import PreTrainedTokenizerBase
+
+from patchscopes.errors import OptionError, PositionError, PromptError
+from patchscopes.models import Model
+from patchscopes.spec import Bos, Ids
+
+
+@dataclass(frozen=True, slots=True)
+class Tokenized:
+    """A text and its tokens.
+
+    `spans[i]` are the characters that token i covers, half open; (n, n) for a special token that stands for no text.
+    `special[i]` marks special tokens, added by the tokenizer or given in the text.
+    """
+
+    text: str
+    ids: Ids
+    spans: tuple[tuple[int, int], ...]
+    tokens: tuple[str, ...]
+    special: tuple[bool, ...]
+    has_bos: bool
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def text_until(self, position: int) -> str:
+        """The text from its start to the end of the token at `position`."""
+        return self.text[: max(end for _, end in self.spans[: position + 1])]
+
+    def table(self, mark: Sequence[int] = ()) -> str:
+        """A line per token: position, id, and text as it stands; marked positions get an arrow."""
+        lines = [
+            f"{'>' if position in mark else ' '} {position:>4}  {id:>7}  {token!r}"
+            for position, (id, token) in enumerate(zip(self.ids, self.tokens, strict=True))
+        ]
+        return "\n".join(["  position     id  token", *lines])
+
+
+def tokenize(model: Model, text: str, *, bos: Bos = "auto") -> Tokenized:
+    """Tokenize raw text as the model's tokenizer does; no EOS is ever appended.
+
+    `bos` "auto" leaves the BOS to the tokenizer, "always" and "never" override it. Raises OptionError where a BOS is
+    asked for and the tokenizer has none, or the text cannot be encoded.
+    """
+    return _tokenized(model, text, bos)
+
+
+def tokenize_rendered(model: Model, text: str) -> Tokenized:
+    """Tokenize text that already holds its special tokens, as a rendered chat template does."""
+    _check_encodable(text)
+    encoding = model.tokenizer(text, return_offsets_mapping=True, add_special_tokens=False)
+    return _build(model, text, list(encoding["input_ids"]), [tuple(span) for span in encoding["offset_mapping"]])
+
+
+def _check_encodable(text: str) -> None:
+    """Refuse lone surrogates: bytes that were no UTF-8 on the way in, which tokenizers crash on."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise OptionError(f"{text!r} is not UTF-8; convert it.") from error
+
+
+def _tokenized(model: Model, text: str, bos: Bos) -> Tokenized:
+    _check_encodable(text)
+    encoding = model.tokenizer(text, return_offsets_mapping=True)
+    ids, spans = list(encoding["input_ids"]), [tuple(span) for span in encoding["offset_mapping"]]
+    specials = set(model.tokenizer.all_special_ids)
+    # An EOS, or another mark of the end such as BERT's [SEP]; the first token may be a BOS with the id of an EOS.
+    while len(ids) > 1 and ids[-1] in specials and spans[-1][0] == spans[-1][1]:
+        ids.pop()
+        spans.pop()
+    bos_id = model.tokenizer.bos_token_id
+    starts = bool(ids) and ids[0] == bos_id
+    if bos == "always" and not starts:
+        if bos_id is None:
+            raise OptionError(f"bos='always', but the tokenizer of {model.id} has no BOS token; use bos='auto'.")
+        ids.insert(0, int(bos_id))
+        spans.insert(0, (0, 0))
+    elif bos == "never" and starts and spans[0] == (0, 0):
+        del ids[0], spans[0]
+    return _build(model, text, ids, spans)
+
+
+def _build(model: Model, text: str, ids: list[int], spans: list[tuple[int, int]]) -> Tokenized:
+    tokens = tuple(_shown(model.tokenizer, id, text[start:end]) for id, (start, end) in zip(ids, spans, strict=True))
+    special_ids = set(model.tokenizer.all_special_ids)
+    # A token for what is unknown stands for text, though it is counted among the special ones.
+    named = [str(name) for name in model.tokenizer.convert_ids_to_tokens(ids)]
+    special = tuple(
+        id in special_ids and text[start:end].strip() in ("", name.strip())
+        for id, name, (start, end) in zip(ids, named, spans, strict=True)
+    )
+    has_bos = bool(ids) and ids[0] == model.tokenizer.bos_token_id
+    return Tokenized(text, tuple(ids), tuple(spans), tokens, special, has_bos)
+
+
+def _shown(tokenizer: PreTrainedTokenizerBase, id: int, covered: str) -> str:
+    """The characters that a token covers; its vocabulary entry where it covers none, or only part of one."""
+    decoded = str(tokenizer.decode([id], clean_up_tokenization_spaces=False))
+    is_text = covered and "\ufffd" not in decoded and bool(covered.strip()) == bool(decoded.strip())
+    return covered if is_text else str(tokenizer.convert_ids_to_tokens(id))
+
+
+def verify_spans(model: Model, tokenized: Tokenized) -> None:
+    """Raise PositionError unless the spans are those of the ids (rule 6): in order, and each token's own text."""
+    last, special_ids = 0, set(model.tokenizer.all_special_ids)
+    for position, (id, (start, end)) in enumerate(zip(tokenized.ids, tokenized.spans, strict=True)):
+        if id in special_ids or start == end:
+            continue
+        decoded = str(model.tokenizer.decode([id], clean_up_tokenization_spaces=False))
+        covered = tokenized.text[start:end]
+        if "\ufffd" in decoded:  # a part of a character: its neighbours cover it too
+            last = max(last, end)
+            continue
+        if _is_dummy_prefix(model, tokenized, position):
+            continue
+        # A continuation keeps WordPiece's mark when it is decoded by itself.
+        if start < last or _folded(covered) not in (_folded(decoded), _folded(decoded.removeprefix("##"))):
+            raise _unsound(tokenized, position)
+        last = max(last, end)
+
+
+def _is_dummy_prefix(model: Model, tokenized: Tokenized, position: int) -> bool:
+    """Whether this is the space that SentencePiece puts before a text, whose span is that of what follows it."""
+    after = tokenized.spans[position + 1 : position + 2]
+    decoded = str(model.tokenizer.decode([tokenized.ids[position]], clean_up_tokenization_spaces=False))
+    return not decoded.strip() and bool(after) and after[0][0] == tokenized.spans[position][0]
+
+
+def cautions(model: Model, tokenized: Tokenized) -> list[str]:
+    """What to beware of before reading states of these tokens."""
+    found = []
+    if not tokenized.has_bos:
+        found.append(
+            "no BOS: position 0 is an attention sink, whose state is large and says little of its token; "
+            "put what you ask about further right"
+        )
+        if model.architecture.needs_bos:
+            found.append(f"{model.id} was trained with a BOS and is another model without; use bos='always'")
+    given = [i for i, special in enumerate(tokenized.special) if special and i > 0]
+    if given:
+        found.append(f"special tokens inside the text, at positions {', '.join(map(str, given))}")
+    pairs = enumerate(zip(tokenized.spans, tokenized.spans[1:], strict=False))
+    parts = [i for i, (a, b) in pairs if a == b and a[0] < a[1] and not _is_dummy_prefix(model, tokenized, i)]
+    if parts:
+        found.append(
+            f"one character is split over tokens at positions {', '.join(map(str, parts))}; none holds it alone"
+        )
+    try:
+        verify_spans(model, tokenized)
+    except PositionError as error:
+        found.append(str(error).splitlines()[0])
+    return found
+
+
+def _folded(text: str) -> str:
+    return unicodedata.normalize("NFKC", text).casefold().strip()
+
+
+def _unsound(tokenized: Tokenized, position: int) -> PositionError:
+    return PositionError(
+        f"the tokenizer's character offsets do not fit its ids at position {position} of {tokenized.text!r}, so a "
+        f"phrase or placeholder cannot be located; name the position by its number.\n{tokenized.table([position])}"
+    )
+
+
+def render_chat(model: Model, user: str, reply: str) -> str:
+    """`user` as a user's turn through the model's chat template, and the beginning of the assistant's answer."""
+    if not model.tokenizer.chat_template:
+        raise PromptError(
+            f"this prompt is a chat, and {model.id} has no chat template; use a plain prompt, or an instruct model."
+        )
+    rendered = model.tokenizer.apply_chat_template(
+        [{"role": "user", "content": user}], tokenize=False, add_generation_prompt=True
+    )
+    return f"{rendered}{reply}"

@@ -1,0 +1,107 @@
+"""Logits and tokens → what a row shows: the next token's distribution, or text with the reason why it ended.
+
+Log-probabilities and entropy are in nats, computed in float32. Greedy unless a temperature is given (rule 10).
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from patchscopes.models import Model
+from patchscopes.rng import philox
+from patchscopes.spec import Cell, FinishReason, Result, TopToken
+
+
+def decode(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
+    """Token ids as text, without special tokens and without any clean-up of spaces."""
+    text = tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    assert isinstance(text, str)
+    return text
+
+
+def choose(logits: Float[Tensor, "row d_vocab"], cells: Sequence[Cell], step: int) -> list[int]:
+    """The next token of each row: the most likely one, or a draw at the cell's temperature.
+
+    A draw inverts the cumulative distribution at one uniform number from a counter-based stream keyed by the cell's
+    seed and identity, so that it depends on nothing that runs beside it.
+    """
+    tokens: list[int] = logits.argmax(dim=-1).tolist()
+    for row, cell in enumerate(cells):
+        if cell.decoding.temperature > 0:
+            tokens[row] = _draw(logits[row], cell, step)
+    return tokens
+
+
+def _draw(logits: Float[Tensor, " d_vocab"], cell: Cell, step: int) -> int:
+    cumulative = torch.softmax(logits.double() / cell.decoding.temperature, dim=-1).cumsum(-1)
+    uniform = float(philox("sample", cell.decoding.seed, cell.identity(), step).random())
+    index = int(torch.searchsorted(cumulative, uniform * float(cumulative[-1]), right=True))
+    return min(index, logits.shape[-1] - 1)
+
+
+class Writing:
+    """The text that one cell is writing: takes tokens until it has ended (rule 11)."""
+
+    def __init__(self, model: Model, cell: Cell) -> None:
+        self._model, self._decoding = model, cell.decoding
+        self.token_ids: list[int] = []
+        self.finish_reason: FinishReason | None = None
+
+    def add(self, token: int) -> bool:
+        """Append `token`; True where the text has now ended."""
+        self.token_ids.append(token)
+        if token in self._model.eos_ids:
+            self.finish_reason = "eos"
+        elif self._decoding.stop and self._stop_at() is not None:
+            self.finish_reason = "stop"
+        elif len(self.token_ids) >= self._decoding.max_new_tokens:
+            self.finish_reason = "length"
+        return self.finish_reason is not None
+
+    def result(self, index: int, gaps: Sequence[float] = ()) -> Result:
+        """The finished text as a Result: without special tokens, and cut at the stop string."""
+        assert self.finish_reason is not None
+        # An EOS may be an ordinary token to the tokenizer; it is no part of the text all the same.
+        shown = self.token_ids[:-1] if self.finish_reason == "eos" else self.token_ids
+        text = decode(self._model.tokenizer, shown)
+        end = self._stop_at() if self.finish_reason == "stop" else None
+        return Result(index, text[:end], tuple(self.token_ids), self.finish_reason, gaps=tuple(gaps))
+
+    def _stop_at(self) -> int | None:
+        text = decode(self._model.tokenizer, self.token_ids)
+        found = [text.find(stop) for stop in self._decoding.stop if stop in text]
+        return min(found, default=None)
+
+
+def next_token_results(
+    model: Model, logits: Float[Tensor, "row d_vocab"], cells: Sequence[Cell], indices: Sequence[int]
+) -> list[Result]:
+    """The `top_k` tokens with log-probabilities, and the entropy, of each row's next-token distribution."""
+    logprobs = torch.log_softmax(logits.float(), dim=-1)
+    entropies = -torch.special.xlogy(logprobs.exp(), logprobs.exp()).sum(-1)
+    k = max(cell.readout.top_k for cell in cells)
+    values, ids = logprobs.topk(k, dim=-1)
+    results = []
+    for row, (cell, index) in enumerate(zip(cells, indices, strict=True)):
+        pairs = list(zip(ids[row].tolist(), values[row].tolist(), strict=True))[: cell.readout.top_k]
+        top = tuple(TopToken(token_text(model, token), token, logprob) for token, logprob in pairs)
+        results.append(Result(index, top[0].token, (top[0].token_id,), "length", top, float(entropies[row])))
+    return results
+
+
+def token_text(model: Model, token_id: int) -> str:
+    """A single token as text; as its vocabulary entry where it is not text by itself (a part of a character)."""
+    if token_id >= len(model.tokenizer):
+        return f"<no token {token_id}>"  # a row of the head beyond the vocabulary, which some models have
+    text = str(model.tokenizer.decode([token_id], clean_up_tokenization_spaces=False))
+    return text if text and "\ufffd" not in text else str(model.tokenizer.convert_ids_to_tokens(token_id))
+
+
+def top2_gap(logits: Float[Tensor, " d_vocab"]) -> float:
+    """The difference between the two highest logits."""
+    first, second = logits.topk(2).values.tolist()
+    return math.inf if math.isinf(second) else first - second

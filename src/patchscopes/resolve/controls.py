@@ -1,0 +1,107 @@
+"""The controls of rule 16: cells like any other, with something else in the place of the source's state.
+
+How many rows each has: `unpatched` one a prompt; `self` and `zero` one a (ℓ*, prompt); `text-only` one a (source,
+position, prompt); `random` and `random-state` one a cell and draw.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from types import MappingProxyType
+
+from patchscopes.models import Model
+from patchscopes.prompts import Target, fill, tokenize
+from patchscopes.resolve.grid import Grid, Point, Variant
+from patchscopes.resolve.neutral import NEUTRAL_SENTENCES
+from patchscopes.rng import philox
+from patchscopes.spec import Bos, Ids, Neutral, Noise, Request, State, Vector, Zero
+
+
+def unpatched(grid: Grid) -> Iterator[Request]:
+    """The inspection prompt as it is."""
+    for target in grid.targets:
+        for sample in grid.samples:
+            yield grid.unwritten(target, target.tokenized, Variant("unpatched", sample=sample), point=None)
+
+
+def self_(grid: Grid) -> Iterator[Request]:
+    """Each placeholder's own state, written back over it: must change nothing."""
+
+    def own(target: Target, layer: int) -> tuple[Vector, ...]:
+        return tuple(State(target.tokenized.ids, position, layer) for position in target.positions)
+
+    return _per_target_layer(grid, "self", own)
+
+
+def zero(grid: Grid) -> Iterator[Request]:
+    """The zero vector."""
+    return _per_target_layer(grid, "zero", lambda target, _: (Zero(),) * len(target.positions))
+
+
+def random(grid: Grid) -> Iterator[Request]:
+    """Isotropic noise with the norm of the state that the cell writes."""
+    return _per_cell(grid, "random", lambda _, state, draw: Noise(state, grid.sweep.seed, draw))
+
+
+def random_state(grid: Grid) -> Iterator[Request]:
+    """The state, at the cell's own layer, of a place in an unrelated neutral sentence, at the norm of the cell's."""
+    places = neutral_places(grid.model, grid.sweep.bos)
+
+    def neutral(point: Point, state: State, draw: int) -> Vector:
+        # The key has no layer: one draw is one place, read at every layer.
+        generator = philox("random-state", grid.sweep.seed, draw, point.tokenized.ids, point.position)
+        ids, position = places[int(generator.integers(len(places)))]
+        return Neutral(State(ids, position, state.layer), state)
+
+    return _per_cell(grid, "random-state", neutral)
+
+
+def text_only(grid: Grid) -> Iterator[Request]:
+    """The source's own text up to the token, in the placeholder's stead, and nothing written."""
+    for point in grid.points:
+        for target in grid.targets:
+            for sample in grid.samples:
+                variant = Variant("text-only", sample=sample)
+                if point.text:
+                    tokenized = fill(grid.model, target.prompt, point.text, bos=grid.sweep.bos)
+                    yield grid.unwritten(target, tokenized, variant, point=point)
+                else:
+                    reason = f"no text stands before the end of token {point.position} ({point.token!r})"
+                    yield grid.unresolvable(target, variant, point=point, reason=reason)
+
+
+CONTROLS: Mapping[str, Callable[[Grid], Iterator[Request]]] = MappingProxyType(
+    {
+        "unpatched": unpatched,
+        "self": self_,
+        "zero": zero,
+        "random": random,
+        "random-state": random_state,
+        "text-only": text_only,
+    }
+)
+
+
+def _per_target_layer(
+    grid: Grid, control: str, vectors: Callable[[Target, int], tuple[Vector, ...]]
+) -> Iterator[Request]:
+    for layer in dict.fromkeys(target_layer for _, target_layer in grid.sweep.layer_pairs()):
+        for target in grid.targets:
+            for sample in grid.samples:
+                yield grid.request(target, vectors(target, layer), (None, layer), Variant(control, sample=sample))
+
+
+def _per_cell(grid: Grid, control: str, vector: Callable[[Point, State, int], Vector]) -> Iterator[Request]:
+    """A request per cell and draw, in the order of the cells, then by draw."""
+    for point in grid.points:
+        for layers in grid.sweep.layer_pairs():
+            vectors = [vector(point, point.state(layers[0]), draw) for draw in range(grid.sweep.draws)]
+            for target in grid.targets:
+                for sample in grid.samples:
+                    for draw, made in enumerate(vectors):
+                        copies = (made,) * len(target.positions)
+                        yield grid.request(target, copies, layers, Variant(control, draw, sample), point=point)
+
+
+def neutral_places(model: Model, bos: Bos) -> list[tuple[Ids, int]]:
+    """Every place that `random-state` may draw: (ids, position ≥ 1 and no special token) of a neutral sentence."""
+    texts = [tokenize(model, sentence, bos=bos) for sentence in NEUTRAL_SENTENCES]
+    return [(text.ids, i) for text in texts for i in range(1, len(text)) if not text.special[i]]

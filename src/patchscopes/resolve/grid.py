@@ -1,0 +1,169 @@
+"""The resolved grid: points (source, position), targets (inspection prompts), and how a request is made of them."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from patchscopes.analysis.matching import leaked
+from patchscopes.errors import ContextLengthError
+from patchscopes.models import Model
+from patchscopes.prompts import Target, Tokenized
+from patchscopes.spec import Cell, Ids, Request, Site, State, Sweep, Vector, Write
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """One place to read a state from: a token of a source, with the answers expected of it."""
+
+    source_index: int
+    tokenized: Tokenized
+    position: int
+    expect: tuple[str, ...]
+
+    @property
+    def token(self) -> str:
+        """The token that is read, as it stands in the text."""
+        return self.tokenized.tokens[self.position]
+
+    @property
+    def text(self) -> str:
+        """The source text from its start to the end of this token, without special tokens and outer spaces."""
+        upto = self.position + 1
+        special = [
+            span
+            for span, is_special in zip(self.tokenized.spans[:upto], self.tokenized.special[:upto], strict=True)
+            if is_special
+        ]
+        text = self.tokenized.text_until(self.position)
+        for start, end in reversed(special):
+            text = text[:start] + text[end:]
+        return text.strip()
+
+    def flags(self) -> Iterator[str]:
+        """What makes the state of this token special (rule 6)."""
+        if self.position == 0 and not self.tokenized.has_bos:
+            yield "sink"
+        if self.tokenized.special[self.position]:
+            yield "special"
+
+    def state(self, layer: int) -> State:
+        """The hidden state of this token at `layer`."""
+        return State(self.tokenized.ids, self.position, layer)
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """Which of the requests at one place of the grid: a control (None for the cell itself), its draw, the sample."""
+
+    control: str | None = None
+    draw: int = 0
+    sample: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """A sweep on a model, with everything looked up."""
+
+    model: Model
+    sweep: Sweep
+    points: tuple[Point, ...]
+    targets: tuple[Target, ...]
+
+    @property
+    def samples(self) -> range:
+        """The samples of each cell."""
+        return range(self.sweep.n_samples)
+
+    def request(
+        self,
+        target: Target,
+        vectors: tuple[Vector, ...],
+        layers: tuple[int | None, int],
+        variant: Variant,
+        *,
+        point: Point | None = None,
+    ) -> Request:
+        """A request that writes `vectors` over the placeholders of `target`; `layers` are (ℓ, ℓ*)."""
+        source_layer, target_layer = layers
+        write = Write(Site(target_layer), target.positions, vectors)
+        cell = self.cell(target.tokenized.ids, write, variant.sample)
+        request = replace(
+            self._request(target, cell, variant, point),
+            source_layer=source_layer,
+            target_layer=target_layer,
+            target_positions=target.positions,
+        )
+        if 0 in target.positions and not target.tokenized.has_bos:
+            request = replace(request, flags=(*request.flags, "target-sink"))
+        if target_layer != self.model.n_layers or cell.read_position in target.positions:
+            return request
+        reason = (
+            f"a write at the last layer ({target_layer}) reaches only its own position, and the text is read at "
+            f"position {cell.read_position}"
+        )
+        return replace(request, status="inert", reason=reason)
+
+    def unwritten(self, target: Target, tokenized: Tokenized, variant: Variant, *, point: Point | None) -> Request:
+        """A request that runs `tokenized` and writes nothing."""
+        what = f"{variant.control} for prompt {target.prompt.label!r}"
+        try:
+            check_context(self.model, tokenized.ids, self.new_tokens, what)
+        except ContextLengthError as error:
+            return self.unresolvable(target, variant, point=point, reason=str(error))
+        return self._request(target, self.cell(tokenized.ids, None, variant.sample), variant, point)
+
+    def unresolvable(self, target: Target, variant: Variant, *, point: Point | None, reason: str) -> Request:
+        """A request that cannot be run, with the reason."""
+        return replace(self._request(target, None, variant, point), status="failed", reason=reason)
+
+    def cell(self, ids: Ids, write: Write | None, sample: int) -> Cell:
+        """The computation on `ids` with `write`, as this sweep reads and decodes it."""
+        sweep = self.sweep
+        return Cell(self.model.fingerprint, self.model.dtype_name, ids, write, sweep.readout, sweep.decoding, sample)
+
+    @property
+    def new_tokens(self) -> int:
+        """How many tokens a cell may generate."""
+        return 1 if self.sweep.readout.kind == "next-token" else self.sweep.decoding.max_new_tokens
+
+    def _request(self, target: Target, cell: Cell | None, variant: Variant, point: Point | None) -> Request:
+        expect = point.expect if point is not None else self._shared_expectation()
+        flags = tuple(point.flags()) if point is not None else ()
+        shown = point.text if point is not None else ""
+        if expect and leaked(expect, prompt=target.prompt.text.replace("{}", " "), source=shown):
+            flags = (*flags, "leaked")
+        request = Request(
+            target.prompt.label,
+            cell,
+            control=variant.control,
+            draw=variant.draw,
+            sample=variant.sample,
+            expect=expect,
+            flags=flags,
+        )
+        if point is None:
+            return request
+        return replace(
+            request,
+            source=point.tokenized.text,
+            source_index=point.source_index,
+            position=point.position,
+            token=point.token,
+        )
+
+    def _shared_expectation(self) -> tuple[str, ...]:
+        """The expected answers where all sources have the same: a control without a source has none of its own."""
+        expectations = {point.expect for point in self.points}
+        return expectations.pop() if len(expectations) == 1 else ()
+
+
+def check_context(model: Model, ids: Ids, new_tokens: int, what: str) -> None:
+    """Raise ContextLengthError where `ids` and the new tokens are more than the model can hold (rule 15)."""
+    total = len(ids) + new_tokens
+    limit, why = model.max_context, "the model's context"
+    if model.rope_switch is not None and model.rope_switch < limit:
+        limit, why = model.rope_switch, "the length at which this model changes its rotary frequencies"
+    if total > limit:
+        raise ContextLengthError(
+            f"{what} has {len(ids):,} tokens and {new_tokens:,} new ones are asked for: {total:,} in all, beyond "
+            f"{why} ({limit:,}). Shorten the text or ask for fewer new tokens."
+        )

@@ -1,0 +1,190 @@
+"""Does this model obey the semantics? Five claims, proved on the weights at hand.
+
+    self-write   writing a state back where it came from changes no logit
+    causal       a write changes logits after it and none before
+    lens         the last layer, read through norm and head, is the model's own logits
+    batch        padding, neighbours, a shared prefix and the KV cache do not show
+    inert        a write at ℓ* = n_layers away from what is read changes nothing
+
+`check_model` runs every layer; with `thorough=False` three layers, as at every load.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from patchscopes.errors import SelfCheckError
+from patchscopes.hooks import LayerWrite, Places, capture, patch
+from patchscopes.kv import Rows, build_prefix
+from patchscopes.layout import Layout
+from patchscopes.models import Model
+from patchscopes.models.architectures import TABLE
+from patchscopes.rng import philox
+from patchscopes.spec import Ids
+from patchscopes.vectors import rescaled
+
+LENGTH = 9
+POSITION = 4
+# Logits may differ by rounding: relative to their spread, per dtype.
+TOLERANCES = {"float32": 1e-3, "float16": 3e-2, "bfloat16": 1.5e-1}
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One claim: the largest deviation seen, in units of the logits' standard deviation, and what was allowed."""
+
+    claim: str
+    meaning: str
+    deviation: float
+    tolerance: float
+    passed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """The findings of a self-check."""
+
+    model: str
+    findings: tuple[Finding, ...]
+
+    @property
+    def passed(self) -> bool:
+        """Whether every claim held."""
+        return all(finding.passed for finding in self.findings)
+
+
+def require(report: Report) -> None:
+    """Raise SelfCheckError, with the claims that failed, unless all held."""
+    failed = [f for f in report.findings if not f.passed]
+    if failed:
+        lines = "\n".join(
+            f"  {f.claim}: {f.meaning}: deviation {f.deviation:.2g}, at most {f.tolerance:.2g} allowed" for f in failed
+        )
+        raise SelfCheckError(
+            f"{report.model} does not obey the semantics, so what its states say could not be trusted:\n{lines}\n"
+            "A model that sees later tokens (an encoder), or computes its logits in a way that is not known here, is "
+            "not supported; see docs/semantics.md."
+        )
+
+
+def check_model(model: Model, *, thorough: bool = True) -> Report:
+    """Prove the five claims on `model`. Costs 2 forward passes of 9 tokens a layer and 6 more.
+
+    Raises SelfCheckError where a model outside the architecture table does not even run.
+    """
+    try:
+        return Report(model.id, tuple(_Check(model, thorough=thorough).findings()))
+    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        if model.architecture.family in TABLE:
+            raise
+        raise SelfCheckError(
+            f"{model.id} is of a family that is not in the architecture table ({model.architecture.family}), and it "
+            f"does not run as the self-check needs it to: {type(error).__name__}: {error}. It is not supported; see "
+            "docs/semantics.md."
+        ) from error
+
+
+class _Check:
+    """One plain run of `ids` gives the logits and every state that the claims compare with."""
+
+    def __init__(self, model: Model, *, thorough: bool) -> None:
+        self.model = model
+        n = model.n_layers
+        self.layers = tuple(range(n + 1)) if thorough else tuple(sorted({0, (n + 1) // 2, n}))
+        self.ids = some_ids(model, LENGTH, "first")
+        everywhere = Places((0,) * LENGTH, tuple(range(LENGTH)))
+        with capture(model, dict.fromkeys(self.layers, everywhere)) as self.states:
+            self.logits = model.all_logits(self._tensor(self.ids))[0]
+        self.scale = float(self.logits.std()) or 1.0
+        self.tolerance = TOLERANCES.get(model.dtype_name, TOLERANCES["bfloat16"])
+
+    def findings(self) -> Iterator[Finding]:
+        yield self._at_most("self-write", "writing a state back where it came from changes no logit", self._self_write)
+        noisy = {layer: self._written(layer, self._noise(layer)) for layer in self.layers}
+        yield self._causal(noisy)
+        yield self._at_most("lens", "the last layer, read through norm and head, is the model's own logits", self._lens)
+        yield self._at_most("batch", "padding, neighbours, prefix and cache do not show", self._batch)
+        yield self._at_most(
+            "inert",
+            "a write at the last layer away from what is read changes nothing",
+            lambda: self._deviation(noisy[self.model.n_layers][POSITION + 1 :], self.logits[POSITION + 1 :]),
+        )
+
+    def _at_most(self, claim: str, meaning: str, measure: Callable[[], float]) -> Finding:
+        deviation = measure()
+        return Finding(claim, meaning, deviation, self.tolerance, deviation <= self.tolerance)
+
+    def _self_write(self) -> float:
+        return max(
+            self._deviation(self._written(layer, self.states[layer][POSITION]), self.logits) for layer in self.layers
+        )
+
+    def _causal(self, noisy: Mapping[int, Tensor]) -> Finding:
+        """Before the write nothing moves; after it something does, at every layer (at the last one, in its place)."""
+        before, after = 0.0, float("inf")
+        for layer, written in noisy.items():
+            before = max(before, self._deviation(written[:POSITION], self.logits[:POSITION]))
+            seen = slice(POSITION, POSITION + 1) if layer == self.model.n_layers else slice(POSITION + 1, None)
+            after = min(after, self._deviation(written[seen], self.logits[seen]))
+        meaning = "a write changes logits after it and none before"
+        moved = after > self.tolerance
+        return Finding(
+            "causal", meaning, before if moved else after, self.tolerance, before <= self.tolerance and moved
+        )
+
+    def _lens(self) -> float:
+        return self._deviation(self.model.unembed(self.states[self.model.n_layers]), self.logits)
+
+    def _batch(self) -> float:
+        """Two rows of unequal length on a shared prefix, and one decoded token, against each alone."""
+        prefix, token, device = build_prefix(self.model, self.ids[:3]), self.ids[1], self.model.device
+        other = (*prefix.ids, *some_ids(self.model, 3, "second"))
+        layout = Layout([self.ids, other], LENGTH, LENGTH - 3)
+        rows = Rows.on_prefixes(
+            [prefix, prefix],
+            [layout.cached(0), layout.cached(1)],
+            width=3,
+            capacity=LENGTH + 1,
+            n_layers=self.model.n_layers,
+        )
+        mask = layout.mask(device)
+        first = self.model.next_logits(
+            layout.ids(device), mask=mask, position_ids=layout.position_ids(device), cache=rows.cache
+        )
+        second = self.model.next_logits(
+            torch.full((2, 1), token, device=device),
+            mask=torch.nn.functional.pad(mask, (0, 1), value=1),
+            position_ids=torch.tensor([[len(ids)] for ids in layout.rows], device=device),
+            cache=rows.cache,
+        )
+        alone = [self.model.all_logits(self._tensor((*ids, token)))[0, -2:] for ids in layout.rows]
+        return max(self._deviation(torch.stack([first[row], second[row]]), alone[row]) for row in range(2))
+
+    def _written(self, layer: int, vector: Tensor) -> Tensor:
+        """All logits of the run with `vector` written at POSITION."""
+        with patch(self.model, [LayerWrite(layer, Places((0,), (POSITION,)), vector[None])]):
+            return self.model.all_logits(self._tensor(self.ids))[0]
+
+    def _noise(self, layer: int) -> Float[Tensor, " d_model"]:
+        """A vector unlike any state, at the norm of the state at POSITION."""
+        noise = torch.from_numpy(philox("self-check", layer).standard_normal(self.model.d_model, dtype="float32"))
+        return rescaled(noise, self.states[layer][POSITION].float().cpu())
+
+    def _tensor(self, ids: Ids) -> Tensor:
+        return torch.tensor([ids], device=self.model.device)
+
+    def _deviation(self, a: Tensor, b: Tensor) -> float:
+        difference = float((a - b).abs().max()) / self.scale
+        return float("inf") if math.isnan(difference) else difference
+
+
+def some_ids(model: Model, n: int, key: str) -> Ids:
+    """`n` ids of ordinary tokens, drawn by `key`."""
+    special = set(model.tokenizer.all_special_ids) | model.eos_ids
+    size = min(model.d_vocab, len(model.tokenizer))
+    drawn = philox("ids", key).permutation(size)[: n + len(special)].tolist()
+    return tuple(int(id) for id in drawn if id not in special)[:n]

@@ -1,0 +1,23 @@
+"""The one settings object. The environment is read here and in `cli/`, nowhere else."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from platformdirs import user_cache_path
+
+HOME_VARIABLE = "PATCHSCOPES_HOME"
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Where things are kept on this machine. `home` holds pulled and converted models (`models/`, `gguf/`)."""
+
+    home: Path
+
+    @classmethod
+    def from_env(cls) -> "Settings":
+        """Settings from the environment: `PATCHSCOPES_HOME`, or the user's cache folder where it is unset or empty."""
+        given = os.environ.get(HOME_VARIABLE)
+        home = Path(given).expanduser() if given else user_cache_path("patchscopes")
+        return cls(home=home.absolute())

@@ -1,0 +1,285 @@
+"""The frozen nouns: what is asked for, what is computed, and what comes back.
+
+    Sweep      what the user asks for: sources × positions × ℓ × ℓ* × prompts × samples, and the controls
+    Request    one row to be, resolved: ids and positions are known, phrases are gone
+    Cell       the computation behind a request, and nothing else: what its identity hashes
+    Result     what a Runner yields for one cell
+    Row        a request and its result, as the user sees them
+
+Layer ℓ is the residual stream after ℓ blocks, 0…n_layers (rule 1 of docs/semantics.md). Positions index the unpadded
+tokens, BOS counted. Nothing here imports torch.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import KW_ONLY, asdict, dataclass, field
+from typing import Any, Literal
+
+SCHEMA = "patchscopes.rows/1"
+
+Ids = tuple[int, ...]
+Bos = Literal["auto", "always", "never"]
+ReadoutKind = Literal["text", "next-token"]
+Status = Literal["ok", "inert", "failed", "skipped"]
+FinishReason = Literal["eos", "length", "stop"]
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A text to read a hidden state from.
+
+    `at` names the position (see `patchscopes.prompts.positions`); None takes the call's. `expect` lists accepted
+    answers, the first its usual form; empty takes the call's.
+    """
+
+    text: str
+    _: KW_ONLY
+    at: str | int | None = None
+    expect: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class InspectionPrompt:
+    """The text T that a state is written into; each `{}` marks a placeholder token.
+
+    `name` is its library name, None for free text. `chat` renders `text` as a user's turn through the model's chat
+    template, followed by `reply`, the beginning of the answer.
+    """
+
+    text: str
+    _: KW_ONLY
+    name: str | None = None
+    placeholder: str | None = None
+    chat: bool = False
+    reply: str = ""
+    about: str = ""
+
+    @property
+    def label(self) -> str:
+        """What a row calls this prompt: its library name, else the text given."""
+        return self.name or self.text
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """A place in the residual stream: after `layer` blocks, 0 ≤ layer ≤ n_layers."""
+
+    layer: int
+    kind: Literal["resid"] = "resid"
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """The hidden state of the model's run on `ids` at `layer` and `position`."""
+
+    ids: Ids
+    position: int
+    layer: int
+
+
+@dataclass(frozen=True, slots=True)
+class Zero:
+    """The zero vector (control `zero`)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Noise:
+    """Isotropic noise with the norm of `like`, keyed by (seed, draw, ids, position, layer) of it (control `random`)."""
+
+    like: State
+    seed: int
+    draw: int
+
+
+@dataclass(frozen=True, slots=True)
+class Neutral:
+    """The state of an unrelated neutral sentence, rescaled to the norm of `like` (control `random-state`)."""
+
+    state: State
+    like: State
+
+
+Vector = State | Zero | Noise | Neutral
+
+
+@dataclass(frozen=True, slots=True)
+class Write:
+    """Overwrite the states at `positions` of the target run, at `site`, with `vectors` (one per position)."""
+
+    site: Site
+    positions: tuple[int, ...]
+    vectors: tuple[Vector, ...]
+    mode: Literal["replace"] = "replace"
+
+
+@dataclass(frozen=True, slots=True)
+class Readout:
+    """What is read from the patched run: generated text, or the next-token distribution with its `top_k` tokens."""
+
+    kind: ReadoutKind = "text"
+    top_k: int = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Decoding:
+    """How text is generated. `temperature` 0 is greedy (rule 10); `stop` strings end a text and are cut off it."""
+
+    max_new_tokens: int = 20
+    stop: tuple[str, ...] = ()
+    temperature: float = 0.0
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One computation. Two cells with equal identities have equal results, so each identity runs once."""
+
+    model: str
+    dtype: str
+    target_ids: Ids
+    write: Write | None
+    readout: Readout
+    decoding: Decoding
+    sample: int = 0
+
+    def identity(self) -> str:
+        """A SHA-256 prefix (32 hex digits) of exactly what changes the result; never of batch size or order."""
+        spec = _tagged(self)
+        if self.readout.kind == "next-token":
+            spec["decoding"] = spec["sample"] = None
+        elif self.decoding.temperature == 0:
+            spec["decoding"]["seed"] = spec["sample"] = None
+            spec["readout"]["top_k"] = None
+        canonical = json.dumps(spec, sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(canonical.encode()).hexdigest()[:32]
+
+    @property
+    def read_position(self) -> int:
+        """The position whose next token is read: the end of the inspection prompt."""
+        return len(self.target_ids) - 1
+
+    @property
+    def new_tokens(self) -> int:
+        """How many tokens this cell may generate, at the most."""
+        return 1 if self.readout.kind == "next-token" else self.decoding.max_new_tokens
+
+
+@dataclass(frozen=True, slots=True)
+class TopToken:
+    """One candidate for the next token; `logprob` in nats."""
+
+    token: str
+    token_id: int
+    logprob: float
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What a Runner yields for the cell at `index` of its Plan.
+
+    `gaps` holds, per step, the difference between the two highest logits: below 1e-4 a step is a near-tie and what
+    follows is not compared between runners (rule 9). Only the reference records it.
+    """
+
+    index: int
+    text: str
+    token_ids: Ids
+    finish_reason: FinishReason
+    top: tuple[TopToken, ...] | None = None
+    entropy: float | None = None
+    gaps: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One row to be. `cell` is None where nothing can be run: `status` and `reason` then say why."""
+
+    prompt: str | None
+    cell: Cell | None
+    source: str | None = None
+    source_index: int | None = None
+    position: int | None = None
+    token: str | None = None
+    source_layer: int | None = None
+    target_layer: int | None = None
+    target_positions: tuple[int, ...] = ()
+    control: str | None = None
+    draw: int = 0
+    sample: int = 0
+    expect: tuple[str, ...] = ()
+    flags: tuple[str, ...] = ()
+    status: Status = "ok"
+    reason: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A row of Results: one cell or control, with everything needed to tell what it is.
+
+    `source_layer` and `target_layer` are ℓ and ℓ*; `control` is None for the cell itself; `logprob` and `entropy` are
+    in nats. Unless `status` is "ok", `text`, `token_ids` and `finish_reason` are None and `reason` says why (rule 21).
+    """
+
+    cell: str | None
+    source: str | None
+    source_index: int | None
+    position: int | None
+    token: str | None
+    source_layer: int | None
+    target_layer: int | None
+    target_positions: tuple[int, ...]
+    prompt: str | None
+    control: str | None
+    draw: int
+    sample: int
+    text: str | None
+    token_ids: Ids | None
+    finish_reason: FinishReason | None
+    top: tuple[TopToken, ...] | None
+    entropy: float | None
+    expected: bool | None
+    flags: tuple[str, ...]
+    status: Status
+    reason: str | None
+    model: str
+    seed: int
+    schema: str = SCHEMA
+
+
+@dataclass(frozen=True, slots=True)
+class Sweep:
+    """What is asked for: a finite product, still unresolved (phrases, "all", library names looked up already).
+
+    `source_layers` are ℓ; `target_layers` None pairs (ℓ, ℓ), anything else is the product.
+    """
+
+    sources: tuple[Source, ...]
+    prompts: tuple[InspectionPrompt, ...]
+    source_layers: tuple[int, ...]
+    _: KW_ONLY
+    target_layers: tuple[int, ...] | None = None
+    at: str | int = "last"
+    readout: Readout = field(default_factory=Readout)
+    decoding: Decoding = field(default_factory=Decoding)
+    n_samples: int = 1
+    controls: tuple[str, ...] = ()
+    draws: int = 1
+    expect: tuple[str, ...] = ()
+    bos: Bos = "auto"
+    seed: int = 0
+
+    def layer_pairs(self) -> Iterable[tuple[int, int]]:
+        """Every (ℓ, ℓ*), in the order of Results."""
+        if self.target_layers is None:
+            return [(layer, layer) for layer in self.source_layers]
+        return [(source, target) for source in self.source_layers for target in self.target_layers]
+
+
+def _tagged(value: Cell) -> dict[str, Any]:
+    """`value` as plain JSON, each vector tagged with its kind so that no two kinds hash alike."""
+    plain = asdict(value)
+    if value.write is not None:
+        for vector, entry in zip(value.write.vectors, plain["write"]["vectors"], strict=True):
+            entry["kind"] = type(vector).__name__
+    return plain

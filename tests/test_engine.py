@@ -1,0 +1,155 @@
+"""Rule 9: the engine, the reference and an oracle on plain hooks give the same tokens, whatever runs beside a cell."""
+
+import random
+from collections.abc import Sequence
+from functools import cache
+
+import pytest
+
+import families
+import oracle
+from conftest import tiny_model
+from patchscopes.engine import Engine
+from patchscopes.models import Model
+from patchscopes.plan import Budget
+from patchscopes.reference import Reference
+from patchscopes.run import run_cells
+from patchscopes.spec import Cell, Decoding, Readout, Site, State, Write, Zero
+
+NEW_TOKENS = 6
+AMPLE = 2**32
+# Mixed lengths: sources of 1 to 7 tokens, prompts of 4 to 9, one and two placeholders, the first and last position too.
+SOURCES = (((17, 33, 60, 21, 45, 70, 19), 4), ((52,), 0), ((80, 41, 27), 2))
+PROMPTS = (
+    ((30, 31, 64, 22, 40, 90, 35, 23, 61), (5,)),
+    ((30, 31, 64, 22, 18, 39), (2, 4)),
+    ((44, 25, 67, 38), (3,)),
+    ((71, 29, 36, 54, 62), (0,)),
+)
+
+
+def make_cell(model: Model, write: Write | None, ids: Sequence[int], kind: str = "text") -> Cell:
+    readout = Readout(kind)  # type: ignore[arg-type]
+    return Cell(model.fingerprint, model.dtype_name, tuple(ids), write, readout, Decoding(NEW_TOKENS))
+
+
+def state_cell(model: Model, source: int, prompt: int, layers: tuple[int, int], kind: str = "text") -> Cell:
+    (source_ids, position), (ids, positions) = SOURCES[source], PROMPTS[prompt]
+    state = State(source_ids, position, layers[0])
+    return make_cell(model, Write(Site(layers[1]), positions, (state,) * len(positions)), ids, kind)
+
+
+@cache
+def grid(family: str) -> tuple[Cell, ...]:
+    """All ℓ × ℓ* of a tiny model, sources and prompts in turn, so that every batch mixes lengths."""
+    model = tiny_model(family)
+    n = model.n_layers + 1
+    return tuple(
+        state_cell(model, (a + b) % len(SOURCES), (a + 2 * b) % len(PROMPTS), (a, b))
+        for a in range(n)
+        for b in range(n)
+    )
+
+
+@cache
+def oracle_run(family: str, index: int) -> oracle.Run:
+    cell = grid(family)[index]
+    assert cell.write is not None
+    state = cell.write.vectors[0]
+    assert isinstance(state, State)
+    return oracle.patchscope(
+        families.build(family),
+        oracle.Source(state.ids, state.position, state.layer),
+        oracle.Target(cell.target_ids, cell.write.positions, cell.write.site.layer),
+        max_new_tokens=NEW_TOKENS,
+    )
+
+
+@pytest.mark.parametrize("family", families.FAMILIES)
+def test_engine_equals_the_oracle_on_every_layer_pair(family: str) -> None:
+    model, cells = tiny_model(family), grid(family)
+    results = run_cells(model, Engine(model), cells, Budget(AMPLE))
+    assert len(results) == len(cells)
+    for index, result in enumerate(results):
+        expected = oracle_run(family, index)
+        assert expected.agrees_with(result.token_ids), (index, cells[index])
+        assert expected.n_comparable < NEW_TOKENS or result.finish_reason == expected.finish_reason
+
+
+@pytest.mark.parametrize("family", families.FAMILIES)
+def test_reference_equals_the_oracle_on_every_layer_pair(family: str) -> None:
+    model, cells = tiny_model(family), grid(family)
+    for index, result in enumerate(run_cells(model, Reference(model), cells, Budget(AMPLE))):
+        expected = oracle_run(family, index)
+        assert expected.agrees_with(result.token_ids), (index, cells[index])
+        assert result.gaps == pytest.approx(expected.gaps, abs=1e-4)
+
+
+@pytest.mark.parametrize("family", families.FAMILIES)
+@pytest.mark.parametrize("max_rows", range(1, 8))
+def test_batches_do_not_show(family: str, max_rows: int) -> None:
+    model = tiny_model(family)
+    order = random.Random(max_rows).sample(range(len(grid(family))), 12)
+    results = run_cells(model, Engine(model), [grid(family)[i] for i in order], Budget(AMPLE, max_rows))
+    for index, result in zip(order, results, strict=True):
+        assert oracle_run(family, index).agrees_with(result.token_ids), (index, grid(family)[index])
+
+
+@pytest.mark.parametrize("family", families.FAMILIES)
+def test_next_token_readout_is_the_oracles_distribution(family: str) -> None:
+    model = tiny_model(family)
+    cells = [
+        state_cell(model, layer % 3, layer % 4, (layer, layer), "next-token") for layer in range(model.n_layers + 1)
+    ]
+    engine = run_cells(model, Engine(model), cells, Budget(AMPLE, 4))
+    reference = run_cells(model, Reference(model), cells, Budget(AMPLE))
+    for cell, fast, slow in zip(cells, engine, reference, strict=True):
+        assert cell.write is not None
+        state = cell.write.vectors[0]
+        assert isinstance(state, State)
+        run = oracle.patchscope(
+            families.build(family),
+            oracle.Source(state.ids, state.position, state.layer),
+            oracle.Target(cell.target_ids, cell.write.positions, cell.write.site.layer),
+            max_new_tokens=1,
+        )
+        logprobs = run.first_logits.log_softmax(-1)
+        entropy = float(-(logprobs.exp() * logprobs).sum())
+        for result in (fast, slow):
+            assert result.top is not None
+            assert [top.logprob for top in result.top] == pytest.approx(logprobs.topk(10).values.tolist(), abs=1e-3)
+            assert all(float(logprobs[top.token_id]) == pytest.approx(top.logprob, abs=1e-3) for top in result.top)
+            assert result.entropy == pytest.approx(entropy, abs=1e-3)
+            assert result.token_ids == (result.top[0].token_id,)
+
+
+def test_cells_without_a_write_run_beside_others(llama: Model) -> None:
+    """Controls that write nothing share a prefix with cells that do, or have none to share."""
+    prompt, positions = PROMPTS[0]
+    cells = [
+        state_cell(llama, 0, 0, (2, 1)),
+        make_cell(llama, None, prompt),
+        make_cell(llama, None, (*prompt[:5], 77, 78, 79, *prompt[6:])),
+        make_cell(llama, None, (99, 98)),
+        make_cell(llama, None, (99,)),
+        make_cell(llama, Write(Site(0), positions, (Zero(),)), prompt),
+    ]
+    for max_rows in (1, 2, 6):
+        for cell, result in zip(cells, run_cells(llama, Engine(llama), cells, Budget(AMPLE, max_rows)), strict=True):
+            assert result.token_ids == Reference(llama).run_cell(cell).token_ids
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma3", "falcon", "mixtral"])
+def test_one_token_source_at_layer_0_is_the_token_itself(family: str) -> None:
+    """For rotary models a one-token source at 0 → 0 equals the prompt with that token in the placeholder's stead; a
+    learned position travels with the state, so for GPT-2 it does not (rule 1)."""
+    model = tiny_model(family)
+    (source, _), (prompt, positions) = SOURCES[1], PROMPTS[0]
+    written = make_cell(model, Write(Site(0), positions, (State(source, 0, 0),)), prompt, "next-token")
+    swapped = make_cell(model, None, (*prompt[: positions[0]], *source, *prompt[positions[0] + 1 :]), "next-token")
+    for runner in (Engine(model), Reference(model)):
+        a, b = run_cells(model, runner, [written, swapped], Budget(AMPLE))
+        assert a.top is not None
+        assert b.top is not None
+        same = all(abs(x.logprob - y.logprob) < 1e-4 for x, y in zip(a.top, b.top, strict=True))
+        assert same == (family != "gpt2")
