@@ -1,0 +1,187 @@
+"""`patchscopes inspect`: sources in, rows out."""
+
+import signal
+import sys
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Any, TextIO
+
+import click
+
+from patchscopes.cli.sources import read_sources
+from patchscopes.spec import Row
+
+if TYPE_CHECKING:
+    from patchscopes.run import Inspection
+
+DEFAULT_MODEL = "smollm2-135m"
+CONTROLS_HELP = "Controls beside the cells: unpatched, self, zero, random, random-state, text-only; or none."
+
+
+def model_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options that say which model, and how to load it."""
+    for option in (
+        click.option("--model", default=DEFAULT_MODEL, show_default=True, help="Registry name, path or hub id."),
+        click.option("--revision", default=None, help="Branch, tag or commit on the hub."),
+        click.option("--trust-remote-code", is_flag=True, help="Let code that comes with a hub model run."),
+        click.option("--dtype", default="float32", show_default=True, help="float32, bfloat16 or float16."),
+        click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, mps."),
+    ):
+        command = option(command)
+    return command
+
+
+@click.command("inspect")
+@click.argument("source", nargs=-1)
+@click.option(
+    "--sources", "sources_file", default=None, help="A file of sources, or - : lines, or JSONL with text, at, expect."
+)
+@model_options
+@click.option(
+    "--prompt",
+    multiple=True,
+    default=("entity-description",),
+    show_default=True,
+    help='Library name, or text with "{}". Repeatable.',
+)
+@click.option("--placeholder", default=None, help="The one-token word that stands at {}.")
+@click.option(
+    "--at", default="last", show_default=True, help="last, all, a position, a phrase, phrase#2, re:…, span:…, text:…."
+)
+@click.option("--source-layers", default="all", show_default=True, help="Layers to read: all, 3, 0-12, 0-4,8.")
+@click.option(
+    "--target-layers", default="same", show_default=True, help="Layers to write: same, or layers for the product."
+)
+@click.option("--readout", type=click.Choice(["text", "next-token"]), default="text", show_default=True)
+@click.option("--max-new-tokens", default=20, show_default=True, help="Length of a text.")
+@click.option("--stop", multiple=True, help=r"A string that ends a text (\n for a line break). Repeatable.")
+@click.option("--expect", multiple=True, help="An accepted answer: rows say whether the text matches. Repeatable.")
+@click.option("--controls", default="unpatched,random-state", show_default=True, help=CONTROLS_HELP)
+@click.option("--draws", default=1, show_default=True, help="Draws of random and random-state per cell.")
+@click.option("--top-k", default=10, show_default=True, help="Tokens that next-token lists.")
+@click.option("--runner", type=click.Choice(["engine", "reference"]), default="engine", show_default=True)
+@click.option("--seed", default=0, show_default=True, help="Of controls and samples.")
+@click.option("--n-samples", default=1, show_default=True, help="Samples per cell.")
+@click.option("--temperature", default=0.0, show_default=True, help="0 is greedy.")
+@click.option(
+    "--bos",
+    type=click.Choice(["auto", "always", "never"]),
+    default="auto",
+    show_default=True,
+    help="BOS token before raw text.",
+)
+@click.option(
+    "--format", "as_format", type=click.Choice(["table", "json", "jsonl", "csv"]), default="table", show_default=True
+)
+@click.option("--out", default=None, help="Write here instead of standard output.")
+def inspect_command(**options: Any) -> int:
+    """Read the hidden states of SOURCE… in words, layer by layer, beside controls."""
+    sources = read_sources(options.pop("source"), options.pop("sources_file"))
+    as_format, out = options.pop("as_format"), options.pop("out")
+    from patchscopes.cli.output import opened
+
+    with opened(out) as file:
+        collector = _Collector(as_format, file)
+        try:
+            inspection = _prepare(sources, options)
+        except KeyboardInterrupt:
+            collector.nothing_ran(options["model"])
+            raise
+        interrupted = collector.run(inspection)
+        collector.finish(inspection, out)
+    return 130 if interrupted else 0
+
+
+def load_for(options: dict[str, Any]) -> Any:
+    """Take the model options out of `options` and load what they name; slow steps are told on standard error."""
+    import patchscopes.api
+
+    return patchscopes.api.load(
+        options.pop("model"),
+        revision=options.pop("revision"),
+        trust_remote_code=options.pop("trust_remote_code"),
+        dtype=options.pop("dtype"),
+        device=options.pop("device"),
+        notify=lambda message: click.echo(message, err=True),
+    )
+
+
+def _prepare(sources: list[Any], options: dict[str, Any]) -> "Inspection":
+    import patchscopes.api
+
+    controls = options.pop("controls")
+    options["controls"] = () if controls.strip() == "none" else tuple(name.strip() for name in controls.split(","))
+    options["stop"] = tuple(stop.replace("\\n", "\n") for stop in options["stop"])
+    return patchscopes.api.prepare(load_for(options), sources, **options)
+
+
+class _Collector:
+    """Takes rows as they finish, shows progress on standard error, and writes what there is at the end."""
+
+    def __init__(self, as_format: str, file: TextIO) -> None:
+        self._format, self._file = as_format, file
+        self._rows: dict[int, Row] = {}
+        self._start = time.monotonic()
+
+    def run(self, inspection: "Inspection") -> bool:
+        """Run to the end or to Ctrl-C; True where it was interrupted."""
+        from patchscopes.cli.output import write_row
+
+        try:
+            with _progress(len(inspection.requests)) as advance:
+                for index, row in inspection.rows():
+                    self._rows[index] = row
+                    if self._format == "jsonl":
+                        write_row(row, self._file)
+                    advance()
+        except KeyboardInterrupt:
+            return True
+        return False
+
+    def finish(self, inspection: "Inspection", out: str | None) -> None:
+        from patchscopes.cli.output import report_counts, write_provenance, write_results, write_row
+
+        # A second Ctrl-C must not spoil the document that the first one asked for.
+        before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+        try:
+            results = inspection.results(self._rows)
+            if self._format == "jsonl":
+                for index, row in enumerate(results):
+                    if index not in self._rows:
+                        write_row(row, self._file)
+            else:
+                write_results(results, self._format, self._file, to_file=out is not None)
+            if out is not None and self._format != "json":
+                write_provenance(results, out)
+            report_counts(results, time.monotonic() - self._start)
+        finally:
+            signal.signal(signal.SIGINT, before)
+
+    def nothing_ran(self, model: str) -> None:
+        """A valid document for a run that was interrupted before it began."""
+        from patchscopes.cli.output import write_results
+        from patchscopes.results import Results
+
+        results: Results = Results([], model={"id": model}, spec={}, complete=False)
+        if self._format != "jsonl":
+            write_results(results, self._format, self._file, to_file=False)
+
+
+def _progress(total: int) -> Any:
+    """A bar on standard error where that is a terminal; else nothing. Yields a function to call per row."""
+    if not sys.stderr.isatty():
+        return nullcontext(lambda: None)
+    from contextlib import contextmanager
+
+    @contextmanager
+    def bar() -> Any:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        columns = (TextColumn("cells"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+            task = progress.add_task("cells", total=total)
+            yield lambda: progress.advance(task)
+
+    return bar()

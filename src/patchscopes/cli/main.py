@@ -1,0 +1,71 @@
+"""The `patchscopes` command, and what its exit codes mean.
+
+0 done · 2 something that the user can mend · 1 a fault of ours · 130 interrupted
+"""
+
+import os
+import sys
+import traceback
+import warnings
+
+import click
+
+from patchscopes import __version__
+from patchscopes.cli.inspect import inspect_command
+from patchscopes.cli.look import demo_command, prompts_command, tokens_command
+from patchscopes.cli.models import models_group
+from patchscopes.errors import PatchscopesError
+
+EXIT_OURS, EXIT_USER, EXIT_INTERRUPTED = 1, 2, 130
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="patchscopes")
+def group() -> None:
+    """Ask a language model, in words, what its hidden states hold.
+
+    Start with: patchscopes demo, or patchscopes inspect "Diana, Princess of Wales".
+    """
+
+
+for command in (inspect_command, models_group, prompts_command, tokens_command, demo_command):
+    group.add_command(command)
+
+
+def main() -> None:
+    """Run the command line and exit with its code."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: list[str]) -> int:
+    """Run the command line on `arguments` and return the exit code; messages go to standard error."""
+    warnings.showwarning = _show_warning
+    try:
+        code = group.main(arguments, prog_name="patchscopes", standalone_mode=False)
+        sys.stdout.flush()
+        return code if isinstance(code, int) else 0
+    except PatchscopesError as error:
+        click.echo(f"error: {error}", err=True)
+        return EXIT_USER
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("interrupted", err=True)
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        # The reader has gone (as in `… | head`): what remains in the buffer has nowhere to go.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception:
+        click.echo(traceback.format_exc(), err=True)
+        click.echo(f"This is a fault of patchscopes {__version__}; please report it.", err=True)
+        return EXIT_OURS
+
+
+def _show_warning(message: Warning | str, category: type[Warning], *_: object, **__: object) -> None:
+    """Warnings as one line on standard error, without the place in the code that gave them."""
+    from patchscopes.errors import PatchscopesWarning
+
+    if issubclass(category, PatchscopesWarning):
+        click.echo(f"warning: {message}", err=True)

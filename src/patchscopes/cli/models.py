@@ -1,0 +1,60 @@
+"""`patchscopes models`: list, pull, check."""
+
+import click
+
+
+@click.group("models", invoke_without_command=True)
+@click.pass_context
+def models_group(context: click.Context) -> None:
+    """List the registry models; `pull` fetches one, `check` proves that one obeys the semantics."""
+    if context.invoked_subcommand is None:
+        _list()
+
+
+def _list() -> None:
+    from patchscopes.models.pull import is_pulled
+    from patchscopes.models.registry import DEFAULT_MODEL, REGISTRY
+    from patchscopes.settings import Settings
+
+    settings = Settings.from_env()
+    for name, entry in REGISTRY.items():
+        state = "pulled" if is_pulled(name, settings) else "not pulled"
+        mark = " (default)" if name == DEFAULT_MODEL else ""
+        click.echo(f"{name}{mark}: {entry.description}; {entry.licence}; {state}")
+    click.echo(f"\nFolder: {settings.home}. Any path or Hugging Face hub id works as well.")
+
+
+@models_group.command("pull")
+@click.argument("name")
+def pull_command(name: str) -> None:
+    """Fetch a registry model."""
+    from patchscopes.models.pull import pull
+    from patchscopes.settings import Settings
+
+    folder = pull(name, Settings.from_env(), notify=lambda message: click.echo(message, err=True))
+    click.echo(str(folder))
+
+
+@models_group.command("check")
+@click.argument("name")
+@click.option("--dtype", default="float32", show_default=True)
+@click.option("--device", default="auto", show_default=True)
+@click.option("--trust-remote-code", is_flag=True, help="Let code that comes with a hub model run.")
+def check_command(name: str, dtype: str, device: str, trust_remote_code: bool) -> int:
+    """Prove, on every layer, that a model obeys the semantics; exit code 2 where it does not."""
+    from patchscopes.models import LoadOptions, load_by_name
+    from patchscopes.selfcheck import check_model
+    from patchscopes.settings import Settings
+
+    options = LoadOptions(None, trust_remote_code, dtype, device)
+    model = load_by_name(name, options, Settings.from_env(), notify=lambda message: click.echo(message, err=True))
+    report = check_model(model)
+    click.echo(f"{model!r}, {model.fingerprint}")
+    for finding in report.findings:
+        verdict = "ok  " if finding.passed else "FAIL"
+        click.echo(
+            f"  {verdict} {finding.claim:<11} {finding.meaning} "
+            f"(deviation {finding.deviation:.1e}, allowed {finding.tolerance:.0e})"
+        )
+    click.echo("obeys the semantics" if report.passed else "does not obey the semantics")
+    return 0 if report.passed else 2

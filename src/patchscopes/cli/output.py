@@ -1,0 +1,95 @@
+"""Where results go: standard output or a file, which appears whole or not at all."""
+
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TextIO
+
+import click
+
+from patchscopes.errors import OutputError
+from patchscopes.results import Results, row_to_json
+from patchscopes.spec import Row
+
+
+@contextmanager
+def opened(out: str | None) -> Iterator[TextIO]:
+    """Standard output, or a temporary file beside `out` that takes its place at the end.
+
+    Raises OutputError at once where `out` cannot be written, before anything is computed.
+    """
+    if out is None:
+        yield sys.stdout
+        return
+    path = Path(out)
+    try:
+        if path.is_dir():
+            raise IsADirectoryError(21, "it is a folder")
+        if path.exists() and not os.access(path, os.W_OK):
+            raise PermissionError(13, "it is write-protected")
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+    except OSError as error:
+        raise OutputError(
+            f"cannot write {out}: {error.strerror}; give a file in a folder that can be written."
+        ) from error
+    temporary = Path(name)
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8", newline="") as file:
+            yield file
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o666 & ~umask)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_row(row: Row, file: TextIO) -> None:
+    """One JSONL line, at once."""
+    file.write(json.dumps(row_to_json(row), ensure_ascii=False) + "\n")
+    file.flush()
+
+
+def write_results(results: Results, as_format: str, file: TextIO, *, to_file: bool) -> None:
+    """The whole of the results, as `as_format`: table, json or csv."""
+    if as_format == "json":
+        file.write(results.to_json() + "\n")
+    elif as_format == "csv":
+        file.write(results.to_csv())
+    elif as_format == "table":
+        from rich.console import Console
+
+        Console(file=file, width=140 if to_file else None, soft_wrap=False).print(results)
+
+
+def write_provenance(results: Results, out: str) -> None:
+    """FILE.meta.json beside a format that has no place for it (rule 22)."""
+    head = {key: value for key, value in json.loads(results.to_json()).items() if key != "cells"}
+    with opened(f"{out}.meta.json") as file:
+        file.write(json.dumps(head, ensure_ascii=False, indent=2) + "\n")
+
+
+def report_counts(results: Results, seconds: float) -> None:
+    """Counts by status, failed sources and what ran, on standard error (rules 21 and 22)."""
+    failed = [row for row in results if row.status == "failed" and row.control is None and row.position is None]
+    for row in failed:
+        click.echo(f"failed: source {row.source_index} ({row.source!r}): {row.reason}", err=True)
+    if failed:
+        click.echo(
+            f"{len(failed)} of {len({r.source_index for r in results if r.source_index is not None})} sources failed",
+            err=True,
+        )
+    counts = ", ".join(f"{n:,} {status}" for status, n in results.counts.items() if n)
+    model, versions = results.model, results.spec.get("versions", {})
+    shown = " ".join(
+        f"{name} {version}" for name, version in versions.items() if name in ("patchscopes", "torch", "transformers")
+    )
+    click.echo(
+        f"{len(results):,} rows ({counts}) in {seconds:.1f} s · {model.get('id')} {str(model.get('weights'))[:19]} "
+        f"{model.get('dtype')} {model.get('device')} · {shown}",
+        err=True,
+    )

@@ -1,0 +1,65 @@
+"""Where sources come from on the command line: arguments, a file or standard input; lines or JSONL."""
+
+import json
+import sys
+from pathlib import Path
+
+from patchscopes.errors import SourceError
+from patchscopes.spec import Source
+
+KEYS = {"text", "at", "expect"}
+
+
+def read_sources(arguments: tuple[str, ...], file: str | None) -> list[Source]:
+    """The sources of a command; raises SourceError for none, for both kinds at once, and for unreadable input."""
+    if arguments and file is not None:
+        raise SourceError("sources were given both as arguments and by --sources; give one of them.")
+    if file is not None:
+        return _parse(_read(file), "standard input" if file == "-" else file)
+    if not arguments:
+        raise SourceError('no source was given; write one, e.g. patchscopes inspect "Diana, Princess of Wales".')
+    return [Source(text) for text in arguments]
+
+
+def _read(file: str) -> str:
+    try:
+        data = sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
+    except OSError as error:
+        raise SourceError(f"cannot read {file}: {error.strerror}; give a file of lines or JSONL, or -.") from error
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise SourceError(
+            f"{file} is not UTF-8: byte 0x{data[error.start]:02x} in line {line}; convert it, "
+            "e.g. iconv -f latin1 -t utf-8."
+        ) from error
+
+
+def _parse(text: str, name: str) -> list[Source]:
+    """Lines as sources; JSONL where the first line that is not blank is a JSON object."""
+    lines = text.splitlines()
+    first = next((line for line in lines if line.strip()), None)
+    if first is None:
+        raise SourceError(f"{name} holds no source; give one a line.")
+    if not first.lstrip().startswith("{"):
+        return [Source(line) for line in lines]
+    return [_from_json(line, f"line {number} of {name}") for number, line in enumerate(lines, 1) if line.strip()]
+
+
+def _from_json(line: str, where: str) -> Source:
+    try:
+        entry = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise SourceError(f"{where} is not JSON ({error.msg} at column {error.colno}): {line[:80]}") from error
+    if not isinstance(entry, dict) or not isinstance(entry.get("text"), str):
+        raise SourceError(f'{where} needs a "text", as in {{"text": "I went to Spain", "at": "Spain"}}: {line[:80]}')
+    if unknown := sorted(set(entry) - KEYS):
+        raise SourceError(f"{where} has unknown keys {', '.join(unknown)}; the keys are text, at and expect.")
+    at, expect = entry.get("at"), entry.get("expect", [])
+    expect = [expect] if isinstance(expect, str) else expect
+    if not (at is None or isinstance(at, str | int)) or isinstance(at, bool):
+        raise SourceError(f'{where}: "at" must be a text or a whole number, not {at!r}.')
+    if not isinstance(expect, list) or not all(isinstance(answer, str) for answer in expect):
+        raise SourceError(f'{where}: "expect" must be an answer or a list of answers, not {expect!r}.')
+    return Source(entry["text"], at=at, expect=tuple(expect))

@@ -1,0 +1,170 @@
+"""What each command prints where all is well: standard output holds the result and nothing else."""
+
+import csv
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from cli_run import run
+
+ROW_KEYS = [
+    "cell", "source", "source_index", "position", "token", "source_layer", "target_layer", "target_positions", "prompt",
+    "control", "draw", "sample", "text", "token_ids", "finish_reason", "top", "entropy", "expected", "flags", "status",
+    "reason", "model", "seed", "schema",
+]  # fmt: skip
+PROMPT = ["--prompt", "the capital of {} is"]
+
+
+def patchscopes(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "patchscopes", *arguments]
+
+
+def test_json_is_one_document_and_nothing_else(tiny_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    done = run(["inspect", "the cat", "--model", str(tiny_folder), *PROMPT, "--format", "json"], capsys)
+    document = json.loads(done.out)
+    assert done.code == 0
+    assert list(document) == ["schema", "model", "spec", "complete", "cells"]
+    assert document["complete"] is True
+    assert [list(row) for row in document["cells"]] == [ROW_KEYS] * len(document["cells"])
+    assert len(document["cells"]) == 5 + 1 + 5, "five layers, one unpatched, a random state each"
+    assert "rows" in done.err, "counts and provenance go to standard error"
+
+
+def test_jsonl_and_csv_hold_the_same_rows(tiny_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    base = ["inspect", "the cat", "hello", "--model", str(tiny_folder), *PROMPT]
+    document = json.loads(run([*base, "--format", "json"], capsys).out)
+    lines = [json.loads(line) for line in run([*base, "--format", "jsonl"], capsys).out.splitlines()]
+    table = list(csv.DictReader(io.StringIO(run([*base, "--format", "csv"], capsys).out)))
+    key = lambda row: (row["cell"], str(row["source_index"]), str(row["control"]))  # noqa: E731
+    assert sorted(lines, key=key) == sorted(document["cells"], key=key)
+    assert [row["text"] for row in table] == [row["text"] or "" for row in document["cells"]]
+    assert list(table[0]) == ROW_KEYS
+
+
+def test_next_token_readout(tiny_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["inspect", "the cat", "--model", str(tiny_folder), "--prompt", "cat {}", "--readout", "next-token"]
+    document = json.loads(run([*arguments, "--top-k", "3", "--controls", "none", "--format", "json"], capsys).out)
+    for row in document["cells"]:
+        assert [set(top) for top in row["top"]] == [{"token", "token_id", "logprob"}] * 3
+        assert row["text"] == row["top"][0]["token"]
+        assert row["finish_reason"] == "length"
+        assert row["entropy"] > 0
+
+
+def test_the_table_shows_layers_texts_and_controls(tiny_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    done = run(["inspect", "the cat", "--model", str(tiny_folder), *PROMPT, "--expect", "cat"], capsys)
+    assert done.code == 0
+    for words in ("random-state", "unpatched", "inert"):
+        assert words in done.out
+
+
+def test_out_writes_the_file_whole_with_its_provenance(
+    tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = ["inspect", "the cat", "--model", str(tiny_folder), *PROMPT]
+    for kind in ("json", "jsonl", "csv", "table"):
+        out = tmp_path / f"rows.{kind}"
+        done = run([*base, "--format", kind, "--out", str(out)], capsys)
+        assert (done.code, done.out) == (0, "")
+        assert out.stat().st_size > 100
+        if kind != "json":
+            meta = json.loads((tmp_path / f"rows.{kind}.meta.json").read_text())
+            assert meta["model"]["weights"].startswith("sha256:")
+            assert meta["complete"] is True
+    assert not list(tmp_path.glob(".*")), "no temporary file stays"
+
+
+def test_one_bad_source_among_many_is_a_failed_row(
+    tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sources = tmp_path / "sources.jsonl"
+    sources.write_text('{"text": "the cat", "at": "cat"}\n{"text": "hello", "at": "cat"}\n{"text": ""}\n')
+    arguments = ["inspect", "--sources", str(sources), "--model", str(tiny_folder), *PROMPT, "--format", "json"]
+    done = run(arguments, capsys)
+    failed = [row for row in json.loads(done.out)["cells"] if row["status"] == "failed"]
+    assert done.code == 0
+    assert [row["source_index"] for row in failed] == [1, 2]
+    assert "occurs 0 times" in failed[0]["reason"]
+    assert "2 of 3 sources failed" in done.err
+
+
+def test_sources_from_lines_and_standard_input(
+    tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = ["--model", str(tiny_folder), *PROMPT, "--format", "json", "--source-layers", "1", "--controls", "none"]
+    lines = tmp_path / "lines.txt"
+    lines.write_text("the cat\nhello\n")
+    from_file = json.loads(run(["inspect", "--sources", str(lines), *base], capsys).out)
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"the cat\nhello\n")))
+    from_stdin = json.loads(run(["inspect", "--sources", "-", *base], capsys).out)
+    given = json.loads(run(["inspect", "the cat", "hello", *base], capsys).out)
+    assert from_file["cells"] == from_stdin["cells"] == given["cells"]
+
+
+def test_prompts_tokens_and_models(tiny_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    prompts = run(["prompts"], capsys)
+    assert all(name in prompts.out for name in ("entity-description", "token-identity", "selfie", "country-capital"))
+    tokens = run(["tokens", "the cat", "--model", str(tiny_folder)], capsys)
+    assert "' cat'" in tokens.out
+    assert "attention sink" in tokens.err
+    models = run(["models"], capsys)
+    assert "smollm2-135m (default)" in models.out
+    assert "gemma3-270m" in models.out
+    check = run(["models", "check", str(tiny_folder)], capsys)
+    assert (check.code, check.out.count("ok  ")) == (0, 5)
+
+
+def test_help_is_quick_and_version_is_told() -> None:
+    """Within 0.5 s on a quiet machine: the fastest of a few, since this one may be busy."""
+    times = []
+    for _ in range(5):
+        start = time.perf_counter()
+        done = subprocess.run(patchscopes("inspect", "--help"), capture_output=True, text=True, check=True)
+        times.append(time.perf_counter() - start)
+    assert "--source-layers" in done.stdout
+    assert min(times) < 0.5
+    import patchscopes as package
+
+    version = subprocess.run(patchscopes("--version"), capture_output=True, text=True, check=True).stdout
+    assert package.__version__ in version
+
+
+def test_ctrl_c_leaves_a_valid_document(tiny_folder: Path, tmp_path: Path) -> None:
+    """Interrupted midway: exit code 130, complete false, what was done kept, the rest skipped; no half-written file."""
+    sources = tmp_path / "sources.txt"
+    sources.write_text("".join(f"the cat of {word}\n" for word in ("Spain", "Wales", "Syria", "hello") for _ in range(60)))
+    out = tmp_path / "rows.json"
+    arguments = ["inspect", "--sources", str(sources), "--model", str(tiny_folder), *PROMPT, "--target-layers", "all"]
+    command = patchscopes(*arguments, "--runner", "reference", "--max-new-tokens", "60", "--controls", "random,zero",
+                          "--draws", "4", "--format", "json", "--out", str(out))  # fmt: skip
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and not list(tmp_path.glob(".rows.json.*")):
+        time.sleep(0.05)
+    time.sleep(6)
+    os.kill(process.pid, signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    document = json.loads(out.read_text())
+    assert document["complete"] is False
+    statuses = {row["status"] for row in document["cells"]}
+    assert "skipped" in statuses
+    assert all("interrupted" in row["reason"] for row in document["cells"] if row["status"] == "skipped")
+    assert sorted(path.name for path in tmp_path.iterdir() if path.name.startswith("rows")) == ["rows.json"]
+
+
+def test_a_reader_that_has_gone_is_no_error(tiny_folder: Path) -> None:
+    command = patchscopes("inspect", "the cat", "--model", str(tiny_folder), *PROMPT, "--format", "jsonl")
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    process.stdout.close()
+    assert process.stderr is not None
+    assert "Traceback" not in process.stderr.read()
+    process.wait(timeout=60)
