@@ -19,10 +19,13 @@ def refused(arguments: list[str], capsys: pytest.CaptureFixture[str], *said: str
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["--prompt", "entity"], ["'entity' is neither an inspection prompt", "nor one of the library", "token-identity"]),
+        (
+            ["--prompt", "entity"],
+            ["'entity' is neither an inspection prompt", "nor one of the library", "token-identity"],
+        ),
         (["--prompt", "The capital"], ["neither an inspection prompt", "The capital of {}"]),
         (["--placeholder", "qvz"], ["takes", "it must be one", "position     id  token"]),
-        (["--prompt", "cat {};", "--placeholder", "!"], ["merges with its neighbour", "'!;'"]),
+        (["--prompt", "cat {};", "--placeholder", "!"], ["merges with its neighbour", "' !;'"]),
         (["--at", "Paris"], ["'Paris' occurs 0 times", "give a phrase of the text", "position     id  token"]),
         (["--at", "cat"], ["'cat' occurs twice", "cat", "#2"]),
         (["--at", "17"], ["position 17 is out of range", "text:17"]),
@@ -103,7 +106,9 @@ def test_all_sources_bad(tiny_folder: Path, capsys: pytest.CaptureFixture[str]) 
     refused(arguments, capsys, "none of the 2 sources can be used", "'Wales' occurs 0 times")
 
 
-def test_no_network_at_a_pull(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_network_at_a_pull(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("PATCHSCOPES_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.delenv("PIP_FIND_LINKS", raising=False)

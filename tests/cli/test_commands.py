@@ -139,18 +139,20 @@ def test_help_is_quick_and_version_is_told() -> None:
 def test_ctrl_c_leaves_a_valid_document(tiny_folder: Path, tmp_path: Path) -> None:
     """Interrupted midway: exit code 130, complete false, what was done kept, the rest skipped; no half-written file."""
     sources = tmp_path / "sources.txt"
-    sources.write_text("".join(f"the cat of {word}\n" for word in ("Spain", "Wales", "Syria", "hello") for _ in range(60)))
+    sources.write_text(
+        "".join(f"the cat of {word}\n" for word in ("Spain", "Wales", "Syria", "hello") for _ in range(60))
+    )
     out = tmp_path / "rows.json"
     arguments = ["inspect", "--sources", str(sources), "--model", str(tiny_folder), *PROMPT, "--target-layers", "all"]
     command = patchscopes(*arguments, "--runner", "reference", "--max-new-tokens", "60", "--controls", "random,zero",
                           "--draws", "4", "--format", "json", "--out", str(out))  # fmt: skip
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline and not list(tmp_path.glob(".rows.json.*")):
-        time.sleep(0.05)
-    time.sleep(6)
-    os.kill(process.pid, signal.SIGINT)
-    _, err = process.communicate(timeout=60)
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline and not list(tmp_path.glob(".rows.json.*")):
+            time.sleep(0.05)
+        time.sleep(6)
+        os.kill(process.pid, signal.SIGINT)
+        _, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
     document = json.loads(out.read_text())
     assert document["complete"] is False
@@ -162,9 +164,9 @@ def test_ctrl_c_leaves_a_valid_document(tiny_folder: Path, tmp_path: Path) -> No
 
 def test_a_reader_that_has_gone_is_no_error(tiny_folder: Path) -> None:
     command = patchscopes("inspect", "the cat", "--model", str(tiny_folder), *PROMPT, "--format", "jsonl")
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    process.stdout.close()
-    assert process.stderr is not None
-    assert "Traceback" not in process.stderr.read()
-    process.wait(timeout=60)
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        process.stdout.close()
+        assert process.stderr is not None
+        assert "Traceback" not in process.stderr.read()
+        assert process.wait(timeout=60) == 0

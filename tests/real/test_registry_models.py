@@ -7,7 +7,6 @@ import importlib
 import json
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -91,8 +90,6 @@ def test_a_pull_that_is_done_and_a_load_take_no_time() -> None:
     script = """
 import time, torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
-from patchscopes.models.gguf import VOCABULARY_KEYS
-from patchscopes.models.gguf_header import copy_gguf, read_header
 from patchscopes.models.pull import pull
 from patchscopes.settings import Settings
 start = time.perf_counter()
@@ -101,9 +98,9 @@ AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
 AutoTokenizer.from_pretrained(folder)
 print(time.perf_counter() - start)
 """
-    start = time.perf_counter()
     done = subprocess.run([sys.executable, "-W", "error", "-c", script], capture_output=True, text=True, check=True)
-    assert float(done.stdout) < 4, f"twice what it may take; {time.perf_counter() - start:.1f} s with the imports"
+    # 0.3 to 1.3 s on two idle cores; reading the GGUF file instead would take 30.
+    assert float(done.stdout) < 8
 
 
 def test_smollm2_has_the_weights_of_its_blocks(smollm2: RealModel) -> None:

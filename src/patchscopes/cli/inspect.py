@@ -5,7 +5,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -13,6 +13,7 @@ from patchscopes.cli.sources import read_sources
 from patchscopes.spec import Row
 
 if TYPE_CHECKING:
+    from patchscopes.cli.output import Sink
     from patchscopes.run import Inspection
 
 DEFAULT_MODEL = "smollm2-135m"
@@ -119,7 +120,7 @@ def _prepare(sources: list[Any], options: dict[str, Any]) -> "Inspection":
 class _Collector:
     """Takes rows as they finish, shows progress on standard error, and writes what there is at the end."""
 
-    def __init__(self, as_format: str, file: TextIO) -> None:
+    def __init__(self, as_format: str, file: "Sink") -> None:
         self._format, self._file = as_format, file
         self._rows: dict[int, Row] = {}
         self._start = time.monotonic()

@@ -14,7 +14,7 @@ from patchscopes import __version__
 from patchscopes.cli.inspect import inspect_command
 from patchscopes.cli.look import demo_command, prompts_command, tokens_command
 from patchscopes.cli.models import models_group
-from patchscopes.errors import PatchscopesError
+from patchscopes.errors import PatchscopesError, PatchscopesWarning
 
 EXIT_OURS, EXIT_USER, EXIT_INTERRUPTED = 1, 2, 130
 
@@ -39,11 +39,20 @@ def main() -> None:
 
 def run(arguments: list[str]) -> int:
     """Run the command line on `arguments` and return the exit code; messages go to standard error."""
-    warnings.showwarning = _show_warning
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", PatchscopesWarning)
+        warnings.showwarning = _show_warning
+        return _run(arguments)
+
+
+def _run(arguments: list[str]) -> int:
     try:
-        code = group.main(arguments, prog_name="patchscopes", standalone_mode=False)
+        # Not `group.main`, which makes an exit code of its own out of a reader that has gone.
+        with group.make_context("patchscopes", arguments) as context:
+            code = group.invoke(context)
         sys.stdout.flush()
-        return code if isinstance(code, int) else 0
+    except click.exceptions.Exit as done:
+        return done.exit_code
     except PatchscopesError as error:
         click.echo(f"error: {error}", err=True)
         return EXIT_USER
@@ -61,11 +70,10 @@ def run(arguments: list[str]) -> int:
         click.echo(traceback.format_exc(), err=True)
         click.echo(f"This is a fault of patchscopes {__version__}; please report it.", err=True)
         return EXIT_OURS
+    return code if isinstance(code, int) else 0
 
 
 def _show_warning(message: Warning | str, category: type[Warning], *_: object, **__: object) -> None:
-    """Warnings as one line on standard error, without the place in the code that gave them."""
-    from patchscopes.errors import PatchscopesWarning
-
+    """Our warnings as one line on standard error, without the place in the code that gave them; no others."""
     if issubclass(category, PatchscopesWarning):
         click.echo(f"warning: {message}", err=True)

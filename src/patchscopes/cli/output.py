@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TextIO
+from typing import IO, Protocol, cast, runtime_checkable
 
 import click
 
@@ -16,8 +16,16 @@ from patchscopes.results import Results, row_to_json
 from patchscopes.spec import Row
 
 
+@runtime_checkable
+class Sink(Protocol):
+    """What results are written to."""
+
+    def write(self, text: str, /) -> int: ...
+    def flush(self) -> None: ...
+
+
 @contextmanager
-def opened(out: str | None) -> Iterator[TextIO]:
+def opened(out: str | None) -> Iterator[Sink]:
     """Standard output, or a temporary file beside `out` that takes its place at the end.
 
     Raises OutputError at once where `out` cannot be written, before anything is computed.
@@ -48,13 +56,13 @@ def opened(out: str | None) -> Iterator[TextIO]:
         temporary.unlink(missing_ok=True)
 
 
-def write_row(row: Row, file: TextIO) -> None:
+def write_row(row: Row, file: Sink) -> None:
     """One JSONL line, at once."""
     file.write(json.dumps(row_to_json(row), ensure_ascii=False) + "\n")
     file.flush()
 
 
-def write_results(results: Results, as_format: str, file: TextIO, *, to_file: bool) -> None:
+def write_results(results: Results, as_format: str, file: Sink, *, to_file: bool) -> None:
     """The whole of the results, as `as_format`: table, json or csv."""
     if as_format == "json":
         file.write(results.to_json() + "\n")
@@ -63,7 +71,7 @@ def write_results(results: Results, as_format: str, file: TextIO, *, to_file: bo
     elif as_format == "table":
         from rich.console import Console
 
-        Console(file=file, width=140 if to_file else None, soft_wrap=False).print(results)
+        Console(file=cast("IO[str]", file), width=140 if to_file else None, soft_wrap=False).print(results)
 
 
 def write_provenance(results: Results, out: str) -> None:

@@ -63,6 +63,11 @@ def make_folder(final: Path, home: Path, recipe: Recipe, *, on_wait: Callable[[]
     return final
 
 
+def is_converted(folder: Path) -> bool:
+    """Whether `make_folder` made `folder`, so that it has a manifest."""
+    return (folder / MANIFEST).is_file()
+
+
 def manifest_of(folder: Path) -> Mapping[str, object]:
     """The manifest of a folder that `make_folder` made. Raises ModelFilesError where it is missing or unreadable."""
     path = folder / MANIFEST

@@ -5,11 +5,9 @@ to lose is put right (`DIALECTS`), and what it cannot read faithfully is refused
 almost the right one would be believed.
 """
 
-import io
 import json
-import logging
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, redirect_stderr
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import cache
@@ -26,12 +24,12 @@ import transformers
 from safetensors import SafetensorError
 from tokenizers import Regex, decoders, normalizers, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, GgufConfig, PreTrainedModel, PreTrainedTokenizerFast
-from transformers.utils import logging as transformers_logging
 
 from patchscopes.errors import ModelFilesError, UnsupportedModelError
 from patchscopes.models.architectures import refuse_unsupported
 from patchscopes.models.folders import hash_file, make_folder, require_space
 from patchscopes.models.gguf_header import GgufHeader, copy_gguf, read_header
+from patchscopes.models.quiet import quiet_transformers
 from patchscopes.settings import Settings
 
 # Kept beside the weights: config, tokenizer (33 MB where there are 262 144 tokens), and air.
@@ -57,7 +55,7 @@ def convert_gguf(path: Path, folder: Path) -> None:
     n_values = sum(tensor.n_values for tensor in header.tensors)
     require_space(folder, 4 * n_values + path.stat().st_size + OTHER_FILES_BYTES)
     try:
-        with _quiet(), _remembering_names(), TemporaryDirectory(dir=folder.parent) as scratch:
+        with quiet_transformers(), _remembering_names(), TemporaryDirectory(dir=folder.parent) as scratch:
             _convert_tokenizer(header, Path(scratch), folder)
             model = _read_model(header, Path(scratch))
             _refuse_unread(header, model)
@@ -325,21 +323,3 @@ def _remembering_names() -> Iterator[None]:
     """Transformers makes one and the same table of tensor names for every submodule, 5 of 7 s; let it be made once."""
     with mock.patch.object(gguf, "get_tensor_name_map", cache(gguf.get_tensor_name_map)):
         yield
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep the log lines and progress bars of transformers off the terminal, then leave its settings as they were.
-
-    One of its bars is a bare tqdm that no setting turns off, hence the redirection.
-    """
-    level, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
-    transformers_logging.set_verbosity(logging.CRITICAL)
-    transformers_logging.disable_progress_bar()
-    try:
-        with redirect_stderr(io.StringIO()):
-            yield
-    finally:
-        transformers_logging.set_verbosity(level)
-        if bars:
-            transformers_logging.enable_progress_bar()

@@ -3,11 +3,13 @@
 import hashlib
 import warnings
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from patchscopes.errors import (
@@ -19,9 +21,10 @@ from patchscopes.errors import (
     UnsupportedModelError,
 )
 from patchscopes.models.architectures import find_architecture, refuse_unsupported
+from patchscopes.models.folders import is_converted, manifest_of, verify_files
 from patchscopes.models.gguf import gguf_folder
 from patchscopes.models.model import Model, hash_tensors
-from patchscopes.models.pull import manifest_of, pull
+from patchscopes.models.pull import pull
 from patchscopes.models.quiet import quiet_transformers
 from patchscopes.models.registry import REGISTRY
 from patchscopes.settings import Settings
@@ -53,17 +56,17 @@ def load_by_name(
     """
     dtype, device = read_dtype(options.dtype), read_device(options.device)
     if name in REGISTRY:
-        folder = pull(name, settings, notify=notify)
-        recorded = str(manifest_of(folder)["weights_sha256"])
-        weights: Callable[[], str] | None = partial(str, f"sha256:{recorded}")
-    elif _is_path(name):
-        folder = _folder_at(Path(name).expanduser(), settings)
-        weights = partial(_hash_files, folder)
+        folder: Path | None = pull(name, settings, notify=notify)
     else:
-        folder, weights = None, None
+        folder = _folder_at(Path(name).expanduser(), settings) if _is_path(name) else None
+    weights = None if folder is None else partial(_hash_of, folder)
     where = name if folder is None else str(folder)
-    with quiet_transformers():
+    # The hash of converted weights is checked at every load, while they are read: both wait for the disk.
+    with ThreadPoolExecutor(1) as checker, quiet_transformers():
+        checked = checker.submit(verify_files, folder) if folder is not None and is_converted(folder) else None
         hf, tokenizer = _from_pretrained(where, name, options, dtype, tokenizer)
+        if checked is not None:
+            checked.result()
     commit = getattr(hf.config, "_commit_hash", None)
     if weights is None and commit:
         weights = partial(str, f"commit:{commit}")
@@ -132,7 +135,7 @@ def _from_pretrained(
             tokenizer = AutoTokenizer.from_pretrained(
                 where, revision=options.revision, trust_remote_code=options.trust_remote_code
             )
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise _explained(error, where, name) from error
     refuse_unsupported(hf.config, hf)
     absent = sorted({str(key) for kind in ("missing_keys", "mismatched_keys") for key in info[kind]})
@@ -202,8 +205,10 @@ def _folder_at(path: Path, settings: Settings) -> Path:
     return path
 
 
-def _hash_files(folder: Path) -> str:
-    """SHA-256 over the folder's weights, in the order of their names."""
+def _hash_of(folder: Path) -> str:
+    """The recorded hash of converted weights, which loading has checked; else SHA-256 over the folder's weights."""
+    if is_converted(folder):
+        return f"sha256:{manifest_of(folder)['weights_sha256']}"
     digest = hashlib.sha256()
     for path in sorted(folder.glob("*.safetensors")):
         with path.open("rb") as file:

@@ -9,6 +9,7 @@ span:of Wales every token of it, a cell each text:last     a phrase that looks l
 import re
 from collections.abc import Sequence
 from numbers import Integral
+from typing import SupportsIndex
 
 from patchscopes.errors import PositionError
 from patchscopes.models import Model
@@ -17,7 +18,7 @@ from patchscopes.prompts.tokens import Tokenized, verify_spans
 Span = tuple[int, int]
 
 
-def resolve_positions(model: Model, source: Tokenized, at: str | int) -> tuple[int, ...]:
+def resolve_positions(model: Model, source: Tokenized, at: str | SupportsIndex) -> tuple[int, ...]:
     """The positions that `at` names in `source`. Raises PositionError, with the token table, where it names none."""
     if at == "last":
         return (len(source) - 1,)

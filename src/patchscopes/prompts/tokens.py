@@ -93,7 +93,7 @@ def _build(model: Model, text: str, ids: list[int], spans: list[tuple[int, int]]
     # A token for what is unknown stands for text, though it is counted among the special ones.
     named = [str(name) for name in model.tokenizer.convert_ids_to_tokens(ids)]
     special = tuple(
-        id in special_ids and text[start:end].strip() in ("", name.strip())
+        id in special_ids and (start == end or text[start:end].strip() == name.strip())
         for id, name, (start, end) in zip(ids, named, spans, strict=True)
     )
     has_bos = bool(ids) and ids[0] == model.tokenizer.bos_token_id

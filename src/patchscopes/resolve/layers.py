@@ -44,7 +44,7 @@ def _parse_text(text: str, n_layers: int) -> tuple[int, ...]:
     return tuple(layers)
 
 
-def _parse_numbers(value: int | range | Sequence[int]) -> tuple[int, ...]:
+def _parse_numbers(value: object) -> tuple[int, ...]:
     numbers: tuple[object, ...] = tuple(value) if isinstance(value, Iterable) else (value,)
     layers: list[int] = []
     for number in numbers:

@@ -90,7 +90,9 @@ def _cropped(text: str, width: int) -> str:
 
 
 def _title(results: "Results", first: Row, *, product: bool) -> str:
-    others = len({(r.source_index, r.position, r.prompt) for r in results if r.control is None and r.position is not None})
+    others = len(
+        {(r.source_index, r.position, r.prompt) for r in results if r.control is None and r.position is not None}
+    )
     lines = textwrap.wrap(
         f"{quoted(first.source or '', 60)}, token {first.token!r} at position {first.position}, prompt "
         f"{quoted(first.prompt or '', 40)}, {f'ℓ* = {first.target_layer}' if product else 'ℓ* = ℓ'}, {first.model}",

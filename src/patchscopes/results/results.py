@@ -92,7 +92,9 @@ class Results(Sequence[Row]):
 
     def to_json(self, *, indent: int | None = None) -> str:
         """The one document: schema, model, spec, complete, and the rows as "cells"."""
-        return json.dumps({**self._head(), "cells": [row_to_json(row) for row in self]}, ensure_ascii=False, indent=indent)
+        return json.dumps(
+            {**self._head(), "cells": [row_to_json(row) for row in self]}, ensure_ascii=False, indent=indent
+        )
 
     @classmethod
     def from_json(cls, text: str) -> "Results":

@@ -80,7 +80,14 @@ def _block(rows: Sequence[Row], index: _Index) -> Block:
     sampled = any(row.sample for row in rows)
     marked = any(row.expected is not None for row in rows)
     beside = [name for name in index.asked if name in PER_CELL + PER_TARGET_LAYER]
-    columns = ["ℓ", *(["ℓ*"] if product else []), *(["sample"] if sampled else []), *(["✓"] if marked else []), "text", *beside]
+    columns = [
+        "ℓ",
+        *(["ℓ*"] if product else []),
+        *(["sample"] if sampled else []),
+        *(["✓"] if marked else []),
+        "text",
+        *beside,
+    ]
     lines = []
     for row in rows:
         cells = [str(row.source_layer), *([str(row.target_layer)] if product else [])]
