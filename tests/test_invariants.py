@@ -126,9 +126,19 @@ def test_rule_5_the_write_is_made_where_the_placeholder_runs_and_never_again(lla
 
 @pytest.mark.parametrize(
     ("at", "positions"),
-    [("last", (5,)), ("all", (0, 1, 2, 3, 4, 5)), (0, (0,)), (-1, (5,)), ("-2", (4,)), ("Spain", (3,)), ("of Spain", (3,)),
-     ("span:of Spain", (2, 3)), ("re:S[a-z]+", (3,)), ("text:cat", (1,))],
-)  # fmt: skip
+    [
+        ("last", (5,)),
+        ("all", (0, 1, 2, 3, 4, 5)),
+        (0, (0,)),
+        (-1, (5,)),
+        ("-2", (4,)),
+        ("Spain", (3,)),
+        ("of Spain", (3,)),
+        ("span:of Spain", (2, 3)),
+        ("re:S[a-z]+", (3,)),
+        ("text:cat", (1,)),
+    ],
+)
 def test_rule_6_positions(llama: Model, at: str | int, positions: tuple[int, ...]) -> None:
     assert resolve_positions(llama, tokenize(llama, SENTENCE), at) == positions
 
@@ -149,7 +159,7 @@ def test_rule_7_a_placeholder_is_exactly_one_token_on_its_own(llama: Model) -> N
     assert [target.tokenized.tokens[i] for i in target.positions] == [" x", " x"]
     with pytest.raises(errors.PlaceholderError, match="0 times"):
         resolve_target(llama, InspectionPrompt("the capital"))
-    with pytest.raises(errors.PlaceholderError, match="takes 2 tokens|takes 3 tokens|takes 4 tokens"):
+    with pytest.raises(errors.PlaceholderError, match=r"takes \d tokens"):
         resolve_target(llama, InspectionPrompt(PROMPT, placeholder="qvz"))
     with pytest.raises(errors.PlaceholderError, match="merges"):
         resolve_target(llama, InspectionPrompt("cat {};", placeholder="!"))
@@ -249,9 +259,17 @@ def test_rule_15_shared_work_is_planned_once(llama: Model) -> None:
 
 def test_rule_15_length_dependent_rotary_stays_on_one_side() -> None:
     config = transformers.Phi3Config(
-        rope_parameters={"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 4, "long_factor": [2.0] * 4},
-        original_max_position_embeddings=64, max_position_embeddings=256, hidden_size=32, num_attention_heads=4,
-    )  # fmt: skip
+        rope_parameters={
+            "rope_type": "longrope",
+            "rope_theta": 1e4,
+            "short_factor": [1.0] * 4,
+            "long_factor": [2.0] * 4,
+        },
+        original_max_position_embeddings=64,
+        max_position_embeddings=256,
+        hidden_size=32,
+        num_attention_heads=4,
+    )
     assert rope_switch(config) == 64
     model = tiny_model("phi3")
     try:
@@ -265,10 +283,14 @@ def test_rule_15_length_dependent_rotary_stays_on_one_side() -> None:
 
 @pytest.mark.parametrize(
     ("config", "reason"),
-    [(transformers.MambaConfig(), "state-space or hybrid"), (transformers.T5Config(), "encoder-decoder"),
-     (transformers.JambaConfig(), "state-space or hybrid"), (transformers.BertConfig(), "encoder"),
-     (transformers.Qwen3NextConfig(), "state-space or hybrid")],
-)  # fmt: skip
+    [
+        (transformers.MambaConfig(), "state-space or hybrid"),
+        (transformers.T5Config(), "encoder-decoder"),
+        (transformers.JambaConfig(), "state-space or hybrid"),
+        (transformers.BertConfig(), "encoder"),
+        (transformers.Qwen3NextConfig(), "state-space or hybrid"),
+    ],
+)
 def test_rule_15_other_kinds_of_model_are_refused_with_the_reason(config: object, reason: str) -> None:
     with pytest.raises(errors.UnsupportedModelError, match=reason):
         refuse_unsupported(config)  # type: ignore[arg-type]
@@ -283,8 +305,15 @@ def test_rule_16_rows_of_each_control(llama: Model) -> None:
         controls=tuple(CONTROLS),
         draws=2,
     )
-    expected = {None: 3 * n * 2, "unpatched": 2, "self": 2 * n, "zero": 2 * n, "random": 3 * n * 2 * 2,
-                "random-state": 3 * n * 2 * 2, "text-only": 3 * 2}  # fmt: skip
+    expected = {
+        None: 3 * n * 2,
+        "unpatched": 2,
+        "self": 2 * n,
+        "zero": 2 * n,
+        "random": 3 * n * 2 * 2,
+        "random-state": 3 * n * 2 * 2,
+        "text-only": 3 * 2,
+    }
     assert Counter(row.control for row in results) == expected
     assert all(row.source is None and row.source_layer is None for row in control(results, "unpatched"))
     order = [
@@ -400,9 +429,18 @@ def test_identity_hashes_what_changes_the_result_and_nothing_else(llama: Model) 
     same = [one(), one(seed=5), one(runner="reference"), one(memory_bytes=2**30), one(expect="cat"), one(top_k=3)]
     assert len(set(same)) == 1
     other = wrap_in_memory(families.build("llama", seed=1), families.tiny_tokenizer())
-    changed = [one(max_new_tokens=4), one(source_layers=1), one(target_layers=1), one(prompt="cat {}"), one(other),
-               one(readout="next-token"), one(temperature=1.0), one(temperature=1.0, seed=1), one(stop="cat"),
-               one(bos="always")]  # fmt: skip
+    changed = [
+        one(max_new_tokens=4),
+        one(source_layers=1),
+        one(target_layers=1),
+        one(prompt="cat {}"),
+        one(other),
+        one(readout="next-token"),
+        one(temperature=1.0),
+        one(temperature=1.0, seed=1),
+        one(stop="cat"),
+        one(bos="always"),
+    ]
     assert len({same[0], *changed}) == 1 + len(changed)
 
 

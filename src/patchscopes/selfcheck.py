@@ -81,7 +81,7 @@ def check_model(model: Model, *, thorough: bool = True) -> Report:
     """
     try:
         return Report(model.id, tuple(_Check(model, thorough=thorough).findings()))
-    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+    except (AssertionError, AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
         if model.architecture.family in TABLE:
             raise
         raise SelfCheckError(

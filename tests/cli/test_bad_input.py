@@ -1,4 +1,4 @@
-"""Whatever a new user gets wrong gives one clear message and exit code 2: what was given, what is needed, what to do."""
+"""Whatever a new user gets wrong gives one clear message and exit code 2."""
 
 from pathlib import Path
 

@@ -15,10 +15,31 @@ import pytest
 from cli_run import run
 
 ROW_KEYS = [
-    "cell", "source", "source_index", "position", "token", "source_layer", "target_layer", "target_positions", "prompt",
-    "control", "draw", "sample", "text", "token_ids", "finish_reason", "top", "entropy", "expected", "flags", "status",
-    "reason", "model", "seed", "schema",
-]  # fmt: skip
+    "cell",
+    "source",
+    "source_index",
+    "position",
+    "token",
+    "source_layer",
+    "target_layer",
+    "target_positions",
+    "prompt",
+    "control",
+    "draw",
+    "sample",
+    "text",
+    "token_ids",
+    "finish_reason",
+    "top",
+    "entropy",
+    "expected",
+    "flags",
+    "status",
+    "reason",
+    "model",
+    "seed",
+    "schema",
+]
 PROMPT = ["--prompt", "the capital of {} is"]
 
 
@@ -144,8 +165,21 @@ def test_ctrl_c_leaves_a_valid_document(tiny_folder: Path, tmp_path: Path) -> No
     )
     out = tmp_path / "rows.json"
     arguments = ["inspect", "--sources", str(sources), "--model", str(tiny_folder), *PROMPT, "--target-layers", "all"]
-    command = patchscopes(*arguments, "--runner", "reference", "--max-new-tokens", "60", "--controls", "random,zero",
-                          "--draws", "4", "--format", "json", "--out", str(out))  # fmt: skip
+    command = patchscopes(
+        *arguments,
+        "--runner",
+        "reference",
+        "--max-new-tokens",
+        "60",
+        "--controls",
+        "random,zero",
+        "--draws",
+        "4",
+        "--format",
+        "json",
+        "--out",
+        str(out),
+    )
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         deadline = time.monotonic() + 60
         while time.monotonic() < deadline and not list(tmp_path.glob(".rows.json.*")):
