@@ -30,7 +30,14 @@ PROMPTS = (
 
 def make_cell(model: Model, write: Write | None, ids: Sequence[int], kind: str = "text") -> Cell:
     readout = Readout(kind)  # type: ignore[arg-type]
-    return Cell(model.fingerprint, model.dtype_name, tuple(ids), write, readout, Decoding(NEW_TOKENS))
+    return Cell(
+        model.fingerprint,
+        model.dtype_name,
+        tuple(ids),
+        write,
+        readout,
+        Decoding(NEW_TOKENS, eos_ids=tuple(model.eos_ids)),
+    )
 
 
 def state_cell(model: Model, source: int, prompt: int, layers: tuple[int, int], kind: str = "text") -> Cell:

@@ -248,7 +248,7 @@ def test_rule_13_logits_are_the_models_own(family: str) -> None:
 
 def test_rule_15_shared_work_is_planned_once(llama: Model) -> None:
     inspection = ps.prepare(llama, [SENTENCE, "the cat"], prompt=[PROMPT, "cat {}"], target_layers="all", controls=())
-    plan = inspection.plan()
+    plan = inspection.plan
     n = llama.n_layers
     assert len(plan.cells) == 2 * (n + 1) * (n + 1) * 2 - 2 * (n + 1), (
         "every pair but those at the last layer of PROMPT"
@@ -446,8 +446,8 @@ def test_identity_hashes_what_changes_the_result_and_nothing_else(llama: Model) 
 
 def test_equal_cells_run_once_and_give_a_row_each(llama: Model) -> None:
     inspection = ps.prepare(llama, ["the cat", "the cat"], prompt=PROMPT, source_layers=1, controls=())
-    assert len(inspection.plan().cells) == 1
+    assert len(inspection.plan.cells) == 1
     rows = list(inspection.results())
     assert [row.source_index for row in rows] == [0, 1]
     assert rows[0].cell == rows[1].cell
-    assert len(run_cells(llama, Engine(llama), inspection.plan().cells, AMPLE)) == 1
+    assert len(run_cells(llama, Engine(llama), inspection.plan.cells, AMPLE)) == 1

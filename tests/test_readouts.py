@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -21,7 +22,8 @@ def ids_of(model: Model, text: str) -> list[int]:
 
 def written(model: Model, tokens: list[int], *, new: int = 50, stop: tuple[str, ...] = ()) -> Result:
     """The result of a text that takes `tokens` until it ends."""
-    writing = Writing(model, replace(CELL, decoding=Decoding(new, stop)))
+    decoding = Decoding(new, eos_ids=tuple(model.eos_ids), stop=stop)
+    writing = Writing(model, replace(CELL, decoding=decoding))
     for n, token in enumerate(tokens, 1):
         if writing.add(token):
             assert n == len(writing.token_ids)
@@ -42,6 +44,29 @@ def test_an_eos_that_is_an_ordinary_token_is_not_shown_either() -> None:
     assert ordinary not in model.tokenizer.all_special_ids
     result = written(model, [*ids_of(model, "the cat"), ordinary])
     assert (result.text, result.finish_reason) == ("the cat", "eos")
+
+
+def test_an_eos_of_the_model_ends_no_cell_that_has_another(llama: Model) -> None:
+    writing = Writing(llama, replace(CELL, decoding=Decoding(2, eos_ids=(99,))))
+    assert not writing.add(EOS_ID)
+    assert writing.add(99)
+    assert writing.result(0).token_ids == (EOS_ID, 99)
+
+
+def test_logits_that_are_not_finite_are_a_failure_of_that_row_alone(llama: Model) -> None:
+    logits = torch.zeros(4, llama.d_vocab)
+    logits[1, 3], logits[2, 5], logits[3] = math.nan, math.inf, -math.inf
+    for temperature in (0.0, 1.0):
+        cells = [replace(CELL, decoding=Decoding(temperature=temperature))] * 4
+        assert [token is None for token in choose(logits, cells, 0)] == [False, True, True, True]
+    read = next_token_results(llama, logits, [replace(CELL, readout=Readout("next-token", 2))] * 4, range(4))
+    assert [result.failure is None for result in read] == [True, False, False, False]
+    assert all((r.text, r.token_ids, r.finish_reason, r.top) == (None, None, None, None) for r in read[1:])
+    writing = Writing(llama, CELL)
+    assert writing.add(None)
+    failed = writing.result(7)
+    assert (failed.index, failed.text, failed.token_ids, failed.finish_reason) == (7, None, None, None)
+    assert "not finite" in (failed.failure or "")
 
 
 def test_eos_at_once_is_an_empty_text(llama: Model) -> None:
@@ -139,6 +164,15 @@ def test_samples_follow_the_softmax_at_the_temperature() -> None:
 def test_an_impossible_token_is_never_drawn_first_or_last() -> None:
     logits = torch.tensor([-math.inf, 0.0, -math.inf])
     assert set(sampled(logits, 1.0)) == {1}
+
+
+@pytest.mark.parametrize(("uniform", "token"), [(0.0, 1), (0.499, 1), (0.501, 2), (1 - 2**-53, 2)])
+def test_the_ends_of_the_unit_interval_draw_possible_tokens(
+    monkeypatch: pytest.MonkeyPatch, uniform: float, token: int
+) -> None:
+    fixed = SimpleNamespace(random=lambda: uniform)
+    monkeypatch.setattr("patchscopes.readouts.philox", lambda *_: fixed)
+    assert set(sampled(torch.tensor([-math.inf, 0.0, 0.0, -math.inf]), 1.0, 2)) == {token}
 
 
 def test_a_draw_depends_on_cell_seed_and_step_and_not_on_its_row() -> None:

@@ -30,6 +30,7 @@ from patchscopes.spec import (
 STATE = State((1, 2), 1, 0)
 WRITE = Write(Site(1), (2,), (STATE,))
 CELL = Cell("sha256:m", "float32", (5, 6, 7), WRITE, Readout(), Decoding())
+SAMPLED = replace(CELL, decoding=Decoding(temperature=1.0))
 
 # Plain numbers, of which the test makes the nouns: the check of their types draws random numbers of its own.
 ids = st.lists(st.integers(0, 3), min_size=1, max_size=3).map(tuple)
@@ -75,6 +76,7 @@ def test_vectors_of_another_kind_with_the_same_fields_differ() -> None:
         {"write": replace(WRITE, positions=(1, 2), vectors=(STATE, STATE))},
         {"readout": Readout("next-token")},
         {"decoding": Decoding(19)},
+        {"decoding": Decoding(eos_ids=(7,))},
         {"decoding": Decoding(stop=("a",))},
         {"decoding": Decoding(temperature=0.5)},
     ],
@@ -94,10 +96,11 @@ def test_stop_strings_do_not_run_together() -> None:
         (CELL, replace(CELL, decoding=Decoding(seed=5))),
         (CELL, replace(CELL, sample=3)),
         (CELL, replace(CELL, readout=Readout("text", 3))),
+        (SAMPLED, replace(SAMPLED, readout=Readout("text", 3))),
         (replace(CELL, readout=Readout("next-token")), replace(CELL, readout=Readout("next-token"), sample=2)),
         (
             replace(CELL, readout=Readout("next-token")),
-            replace(CELL, readout=Readout("next-token"), decoding=Decoding(3, ("x",), 0.7, 9)),
+            replace(CELL, readout=Readout("next-token"), decoding=Decoding(3, stop=("x",), temperature=0.7, seed=9)),
         ),
     ],
 )
@@ -106,12 +109,12 @@ def test_what_the_readout_ignores_is_not_in_the_identity(cell: Cell, same: Cell)
 
 
 def test_what_samples_and_top_k_need_is_in_the_identity() -> None:
-    sampled = replace(CELL, decoding=Decoding(temperature=1.0))
     read = replace(CELL, readout=Readout("next-token", 3))
     cells = (
-        sampled,
-        replace(sampled, sample=1),
-        replace(sampled, decoding=Decoding(temperature=1.0, seed=1)),
+        SAMPLED,
+        replace(SAMPLED, sample=1),
+        replace(SAMPLED, decoding=Decoding(temperature=1.0, seed=1)),
+        replace(SAMPLED, decoding=Decoding(temperature=1.5)),
         read,
         replace(read, readout=Readout("next-token", 4)),
     )
@@ -127,7 +130,7 @@ def test_the_identity_is_the_same_in_every_process_and_version() -> None:
     )
     environment = {"PYTHONHASHSEED": "3", "PYTHONPATH": ":".join(sys.path)}
     ran = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
-    assert ran.stdout.strip() == CELL.identity() == "c7d78f208e26398a6db37404bd24d67b"
+    assert ran.stdout.strip() == CELL.identity() == "d823a1a4a513bd4d5b8eb8a6330902a1"
 
 
 @pytest.mark.parametrize("stop", ["\ud800", "é", "\x00"])

@@ -17,7 +17,7 @@ from patchscopes.reference import Reference
 from patchscopes.resolve import parse_layers, resolve
 from patchscopes.resolve.layers import Layers
 from patchscopes.results import Results
-from patchscopes.run import Inspection
+from patchscopes.run import Inspection, plan_inspection
 from patchscopes.selfcheck import check_model, require
 from patchscopes.settings import Settings
 from patchscopes.spec import Bos, Decoding, InspectionPrompt, Readout, ReadoutKind, Row, Source, Sweep
@@ -153,7 +153,7 @@ def prepare(
 ) -> Inspection:
     """As `inspect`, but resolves and checks all of the request and runs nothing.
 
-    The Inspection's `.results()` runs it, `.rows()` yields rows as they finish, `.plan()` says what it takes.
+    The Inspection's `.results()` runs it, `.rows()` yields rows as they finish, `.plan` says what it takes.
     """
     _check_choices(readout=(readout, ("text", "next-token")), runner=(runner, RUNNERS), bos=(bos, BOS_CHOICES))
     same = isinstance(target_layers, str) and target_layers == "same"
@@ -164,7 +164,7 @@ def prepare(
         target_layers=None if same else parse_layers(target_layers, model.n_layers),
         at=at,
         readout=Readout(readout, top_k),
-        decoding=Decoding(max_new_tokens, _strings(stop), temperature, seed),
+        decoding=Decoding(max_new_tokens, _strings(stop), temperature, seed, tuple(sorted(model.eos_ids))),
         n_samples=n_samples,
         controls=_strings(controls),
         draws=draws,
@@ -176,7 +176,7 @@ def prepare(
     for message in resolved.warnings:
         warnings.warn(message, PatchscopesWarning, stacklevel=3)
     budget = Budget(memory_bytes if memory_bytes is not None else default_memory_bytes(model.device))
-    return Inspection(model, sweep, resolved, RUNNERS[runner], runner, budget)
+    return plan_inspection(model, sweep, resolved, make_runner=RUNNERS[runner], runner_name=runner, budget=budget)
 
 
 def _several(value: Any) -> list[Any]:

@@ -23,17 +23,22 @@ def decode(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
     return text
 
 
-def choose(logits: Float[Tensor, "row d_vocab"], cells: Sequence[Cell], step: int) -> list[int]:
+NOT_FINITE = "the model's logits are not finite: its states are too large for this dtype; use float32 or bfloat16"
+
+
+def choose(logits: Float[Tensor, "row d_vocab"], cells: Sequence[Cell], step: int) -> list[int | None]:
     """The next token of each row: the most likely one, or a draw at the cell's temperature.
 
-    A draw inverts the cumulative distribution at one uniform number from a counter-based stream keyed by the cell's
-    seed and identity, so that it depends on nothing that runs beside it.
+    None where the logits are not finite. A draw inverts the cumulative distribution at one uniform number from a
+    counter-based stream keyed by the cell's seed and identity, so that it depends on nothing that runs beside it.
     """
-    tokens: list[int] = logits.argmax(dim=-1).tolist()
+    best = logits.max(dim=-1)
+    finite: list[bool] = best.values.isfinite().tolist()
+    tokens: list[int] = best.indices.tolist()
     for row, cell in enumerate(cells):
-        if cell.decoding.temperature > 0:
+        if cell.decoding.temperature > 0 and finite[row]:
             tokens[row] = _draw(logits[row], cell, step)
-    return tokens
+    return [token if ok else None for token, ok in zip(tokens, finite, strict=True)]
 
 
 def _draw(logits: Float[Tensor, " d_vocab"], cell: Cell, step: int) -> int:
@@ -50,21 +55,31 @@ class Writing:
         self._model, self._decoding = model, cell.decoding
         self.token_ids: list[int] = []
         self.finish_reason: FinishReason | None = None
+        self.failed = False
 
-    def add(self, token: int) -> bool:
-        """Append `token`; True where the text has now ended."""
+    @property
+    def ended(self) -> bool:
+        """Whether it takes no more tokens."""
+        return self.failed or self.finish_reason is not None
+
+    def add(self, token: int | None) -> bool:
+        """Append `token` (None: there is none, and the cell has failed); True where the text has now ended."""
+        if token is None:
+            self.failed = True
+            return True
         self.token_ids.append(token)
-        if token in self._model.eos_ids:
+        if token in self._decoding.eos_ids:
             self.finish_reason = "eos"
         elif self._decoding.stop and self._stop_at() is not None:
             self.finish_reason = "stop"
         elif len(self.token_ids) >= self._decoding.max_new_tokens:
             self.finish_reason = "length"
-        return self.finish_reason is not None
+        return self.ended
 
     def result(self, index: int, gaps: Sequence[float] = ()) -> Result:
         """The finished text as a Result: without special tokens, and cut at the stop string."""
-        assert self.finish_reason is not None
+        if self.failed:
+            return Result(index, None, None, None, failure=NOT_FINITE)
         # An EOS may be an ordinary token to the tokenizer; it is no part of the text all the same.
         shown = self.token_ids[:-1] if self.finish_reason == "eos" else self.token_ids
         text = decode(self._model.tokenizer, shown)
@@ -87,6 +102,9 @@ def next_token_results(
     values, ids = logprobs.topk(k, dim=-1)
     results = []
     for row, (cell, index) in enumerate(zip(cells, indices, strict=True)):
+        if not values[row, 0].isfinite():
+            results.append(Result(index, None, None, None, failure=NOT_FINITE))
+            continue
         pairs = list(zip(ids[row].tolist(), values[row].tolist(), strict=True))[: cell.readout.top_k]
         top = tuple(TopToken(token_text(model, token), token, logprob) for token, logprob in pairs)
         results.append(Result(index, top[0].token, (top[0].token_id,), "length", top, float(entropies[row])))

@@ -18,34 +18,33 @@ from patchscopes.spec import Cell, Request, Result, Row, Sweep
 
 @dataclass(frozen=True, slots=True)
 class Inspection:
-    """A resolved sweep on a model, and the runner and budget to run it with."""
+    """A resolved sweep on a model, its plan, and the runner to run it with.
+
+    `plan` holds each distinct cell once; `askers[k]` are the requests that ask for cell k of it.
+    """
 
     model: Model
     sweep: Sweep
     resolved: Resolved
     make_runner: Callable[[Model], Runner]
     runner_name: str
-    budget: Budget
+    plan: Plan
+    askers: tuple[tuple[int, ...], ...]
 
     @property
     def requests(self) -> tuple[Request, ...]:
         """One per row, in the order of Results."""
         return self.resolved.requests
 
-    def plan(self) -> Plan:
-        """What running takes: each distinct cell once."""
-        return self._compile()[0]
-
     def rows(self) -> Iterator[tuple[int, Row]]:
         """Run, and yield (index of the request, row) as rows finish: first those that need no run."""
         for index, request in enumerate(self.requests):
             if request.status != "ok":
                 yield index, self.row(request)
-        plan, askers = self._compile()
-        if not plan.cells:
+        if not self.plan.cells:
             return
-        for result in self.make_runner(self.model).run(plan):
-            for index in askers[result.index]:
+        for result in self.make_runner(self.model).run(self.plan):
+            for index in self.askers[result.index]:
                 yield index, self.row(self.requests[index], result)
 
     def results(self, rows: Mapping[int, Row] | None = None) -> Results:
@@ -75,6 +74,8 @@ class Inspection:
     def row(self, request: Request, result: Result | None = None) -> Row:
         """A request with its result, or with the reason why it has none."""
         cell = request.cell
+        if result is not None and result.failure is not None:
+            request, result = replace(request, status="failed", reason=result.failure), None
         return Row(
             cell=cell.identity() if cell is not None else None,
             source=request.source,
@@ -93,7 +94,9 @@ class Inspection:
             finish_reason=result.finish_reason if result else None,
             top=result.top if result else None,
             entropy=result.entropy if result else None,
-            expected=matches(result.text, request.expect) if result and request.expect else None,
+            expected=matches(result.text, request.expect)
+            if result and result.text is not None and request.expect
+            else None,
             flags=request.flags,
             status=request.status,
             reason=request.reason,
@@ -101,17 +104,29 @@ class Inspection:
             seed=self.sweep.seed,
         )
 
-    def _compile(self) -> tuple[Plan, list[list[int]]]:
-        """The plan of the distinct cells, and for each of them the requests that ask for it."""
-        cells: dict[str, Cell] = {}
-        askers: dict[str, list[int]] = {}
-        for index, request in enumerate(self.requests):
-            if request.cell is not None and request.status == "ok":
-                identity = request.cell.identity()
-                cells.setdefault(identity, request.cell)
-                askers.setdefault(identity, []).append(index)
-        plan = compile_plan(tuple(cells.values()), shape_of(self.model), self.budget)
-        return plan, list(askers.values())
+
+def plan_inspection(
+    model: Model,
+    sweep: Sweep,
+    resolved: Resolved,
+    *,
+    make_runner: Callable[[Model], Runner],
+    runner_name: str,
+    budget: Budget,
+) -> Inspection:
+    """Compile the distinct cells of `resolved`: equal identities run once and give a row each.
+
+    Raises OptionError where one row alone is over the budget.
+    """
+    cells: dict[str, Cell] = {}
+    askers: dict[str, list[int]] = {}
+    for index, request in enumerate(resolved.requests):
+        if request.cell is not None and request.status == "ok":
+            identity = request.cell.identity()
+            cells.setdefault(identity, request.cell)
+            askers.setdefault(identity, []).append(index)
+    plan = compile_plan(tuple(cells.values()), shape_of(model), budget)
+    return Inspection(model, sweep, resolved, make_runner, runner_name, plan, tuple(map(tuple, askers.values())))
 
 
 def shape_of(model: Model) -> ModelShape:

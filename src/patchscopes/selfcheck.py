@@ -75,7 +75,7 @@ def require(report: Report) -> None:
 
 
 def check_model(model: Model, *, thorough: bool = True) -> Report:
-    """Prove the five claims on `model`. Costs 7 forward passes of 9 tokens, of up to 17 rows, and one more per 8 layers.
+    """Prove the five claims on `model`. Costs 7 forward passes of 9 tokens and up to 17 rows; one more per 8 layers.
 
     Raises SelfCheckError where a model outside the architecture table does not even run.
     """
@@ -154,7 +154,7 @@ class _Check:
         )
 
     def _write_at(self, layers: Sequence[int]) -> "dict[int, _Deviations]":
-        """Write at each of `layers`, all in one batch: row 0 plain, then a row with its own state and one with noise."""
+        """Write at each of `layers`, all in one batch: row 0 plain, then one with its own state and one with noise."""
         ids = torch.tensor([self.ids] * (1 + 2 * len(layers)), device=self.model.device)
         writes = [
             LayerWrite(

@@ -11,10 +11,9 @@ tokens, BOS counted. Nothing here imports torch.
 """
 
 import hashlib
-import json
 from collections.abc import Iterable
-from dataclasses import KW_ONLY, asdict, dataclass, field
-from typing import Any, Literal
+from dataclasses import KW_ONLY, dataclass, field, replace
+from typing import Literal
 
 SCHEMA = "patchscopes.rows/1"
 
@@ -123,12 +122,16 @@ class Readout:
 
 @dataclass(frozen=True, slots=True)
 class Decoding:
-    """How text is generated. `temperature` 0 is greedy (rule 10); `stop` strings end a text and are cut off it."""
+    """How text is generated: until one of `eos_ids`, a `stop` string (cut off the text), or `max_new_tokens`.
+
+    `temperature` 0 is greedy (rule 10).
+    """
 
     max_new_tokens: int = 20
     stop: tuple[str, ...] = ()
     temperature: float = 0.0
     seed: int = 0
+    eos_ids: Ids = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,14 +148,16 @@ class Cell:
 
     def identity(self) -> str:
         """A SHA-256 prefix (32 hex digits) of exactly what changes the result; never of batch size or order."""
-        spec = _tagged(self)
-        if self.readout.kind == "next-token":
-            spec["decoding"] = spec["sample"] = None
-        elif self.decoding.temperature == 0:
-            spec["decoding"]["seed"] = spec["sample"] = None
-            spec["readout"]["top_k"] = None
-        canonical = json.dumps(spec, sort_keys=True, separators=(",", ":"))
-        return hashlib.sha256(canonical.encode()).hexdigest()[:32]
+        greedy = self.decoding.temperature == 0
+        readout: object = self.readout
+        decoding: object = None
+        if self.readout.kind == "text":
+            readout = "text"
+            decoding = replace(self.decoding, seed=0) if greedy else self.decoding
+        sample = None if decoding is None or greedy else self.sample
+        # The repr of frozen dataclasses names every field and kind of vector, so that no two specifications are alike.
+        decisive = (self.model, self.dtype, self.target_ids, self.write, readout, decoding, sample)
+        return hashlib.sha256(repr(decisive).encode()).hexdigest()[:32]
 
     @property
     def read_position(self) -> int:
@@ -176,19 +181,20 @@ class TopToken:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What a Runner yields for the cell at `index` of its Plan.
+    """What a Runner yields for the cell at `index` of its Plan; where that failed, `failure` says why.
 
     `gaps` holds, per step, the difference between the two highest logits: below 1e-4 a step is a near-tie and what
     follows is not compared between runners (rule 9). Only the reference records it.
     """
 
     index: int
-    text: str
-    token_ids: Ids
-    finish_reason: FinishReason
+    text: str | None
+    token_ids: Ids | None
+    finish_reason: FinishReason | None
     top: tuple[TopToken, ...] | None = None
     entropy: float | None = None
     gaps: tuple[float, ...] = ()
+    failure: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -275,11 +281,3 @@ class Sweep:
             return [(layer, layer) for layer in self.source_layers]
         return [(source, target) for source in self.source_layers for target in self.target_layers]
 
-
-def _tagged(value: Cell) -> dict[str, Any]:
-    """`value` as plain JSON, each vector tagged with its kind so that no two kinds hash alike."""
-    plain = asdict(value)
-    if value.write is not None:
-        for vector, entry in zip(value.write.vectors, plain["write"]["vectors"], strict=True):
-            entry["kind"] = type(vector).__name__
-    return plain

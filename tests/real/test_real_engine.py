@@ -39,7 +39,7 @@ def cells_of(model: Model, *arguments: object, **options: object) -> list[Cell]:
     """The distinct cells of a request."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ps.PatchscopesWarning)
-        return list(ps.prepare(model, *arguments, **options).plan().cells)  # type: ignore[arg-type]
+        return list(ps.prepare(model, *arguments, **options).plan.cells)  # type: ignore[arg-type]
 
 
 def same(fast: Result, slow: Result) -> bool:
@@ -91,7 +91,7 @@ def test_what_the_layers_say_of_diana_is_what_was_published(smol: Model) -> None
 
 
 def test_15_times_as_fast_per_cell_as_one_at_a_time(smol: Model) -> None:
-    """All layers of 8 sources, 20 new tokens, against one source pass and one cached `generate` with a hook per cell."""
+    """All layers of 8 sources, 20 new tokens, against a source pass and a cached `generate` with a hook per cell."""
     cells = cells_of(smol, SOURCES, controls=())
     run_cells(smol, Engine(smol), cells[:8], AMPLE)
     ratios = []

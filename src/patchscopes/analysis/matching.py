@@ -1,4 +1,4 @@
-"""Does a text contain an answer? (Rule 18.)
+"""Does a text contain an answer? Rule 18.
 
 Texts and answers are compared after NFKC, case folding and folding of white space, as whole words: where an answer
 begins or ends with a letter, digit or mark, the text must not go on with another there. Scripts written without spaces
@@ -12,7 +12,9 @@ from collections.abc import Sequence
 from patchscopes.errors import OptionError
 
 # Apostrophes, quotes and dashes that keyboards and typesetters write differently for one thing.
-_TYPOGRAPHY = str.maketrans({"’": "'", "‘": "'", "ʼ": "'", "“": '"', "”": '"', "–": "-", "—": "-", "‐": "-", "−": "-"})
+_TYPOGRAPHY = str.maketrans(
+    {"’": "'", "‘": "'", "\u02bc": "'", "“": '"', "”": '"', "–": "-", "—": "-", "\u2010": "-", "−": "-"}
+)
 # Blocks whose words are not set apart by spaces: Thai to Myanmar, kana, CJK ideographs.
 _NO_SPACES = re.compile(r"[฀-໿က-႟ក-៿぀-ヿ㐀-鿿豈-﫿\U00020000-\U0003ffff]")
 

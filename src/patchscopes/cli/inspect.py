@@ -56,7 +56,9 @@ def model_options(command: Callable[..., Any]) -> Callable[..., Any]:
 )
 @click.option("--readout", type=click.Choice(["text", "next-token"]), default="text", show_default=True)
 @click.option("--max-new-tokens", default=20, show_default=True, help="Length of a text.")
-@click.option("--stop", multiple=True, help=r"A string that ends a text (\n for a line break). Repeatable.")
+@click.option(
+    "--stop", multiple=True, help=r"A string that ends a text (\n and \t are line break and tab). Repeatable."
+)
 @click.option("--expect", multiple=True, help="An accepted answer: rows say whether the text matches. Repeatable.")
 @click.option("--controls", default="unpatched,random-state", show_default=True, help=CONTROLS_HELP)
 @click.option("--draws", default=1, show_default=True, help="Draws of random and random-state per cell.")
@@ -113,7 +115,7 @@ def _prepare(sources: list[Any], options: dict[str, Any]) -> "Inspection":
 
     controls = options.pop("controls")
     options["controls"] = () if controls.strip() == "none" else tuple(name.strip() for name in controls.split(","))
-    options["stop"] = tuple(stop.replace("\\n", "\n") for stop in options["stop"])
+    options["stop"] = tuple(stop.replace("\\n", "\n").replace("\\t", "\t") for stop in options["stop"])
     return patchscopes.api.prepare(load_for(options), sources, **options)
 
 

@@ -61,15 +61,15 @@ def _run(arguments: list[str]) -> int:
         return error.exit_code
     except (KeyboardInterrupt, click.Abort):
         click.echo("interrupted", err=True)
-        return EXIT_INTERRUPTED
+        code = EXIT_INTERRUPTED
     except BrokenPipeError:
         # The reader has gone (as in `… | head`): what remains in the buffer has nowhere to go.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        code = 0
     except Exception:
         click.echo(traceback.format_exc(), err=True)
         click.echo(f"This is a fault of patchscopes {__version__}; please report it.", err=True)
-        return EXIT_OURS
+        code = EXIT_OURS
     return code if isinstance(code, int) else 0
 
 

@@ -20,8 +20,13 @@ from patchscopes.spec import Row
 class Sink(Protocol):
     """What results are written to."""
 
-    def write(self, text: str, /) -> int: ...
-    def flush(self) -> None: ...
+    def write(self, text: str, /) -> int:
+        """Take text."""
+        ...
+
+    def flush(self) -> None:
+        """Pass on what was taken."""
+        ...
 
 
 @contextmanager

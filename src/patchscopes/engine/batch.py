@@ -81,15 +81,15 @@ class _Decoder:
         while True:
             tokens = choose(logits, self._cells, step)
             for writing, token, index in zip(self._writings, tokens, self._indices, strict=True):
-                if writing.finish_reason is None and writing.add(token):
+                if not writing.ended and writing.add(token):
                     yield writing.result(index)
-            running = [row for row, writing in enumerate(self._writings) if writing.finish_reason is None]
+            running = [row for row, writing in enumerate(self._writings) if not writing.ended]
             if not running:
                 return
             if len(self._cells) - len(running) >= ENDED_SHARE * len(self._cells):
                 tokens = [tokens[row] for row in running]
                 self._keep(running)
-            logits = self._step(tokens)
+            logits = self._step([token or 0 for token in tokens])
             step += 1
 
     def _step(self, tokens: Sequence[int]) -> Float[Tensor, "row d_vocab"]:

@@ -56,10 +56,8 @@ TABLE: Mapping[str, Architecture] = MappingProxyType(
             _llama_like("mistral"),
             _llama_like("mixtral"),
             _llama_like("qwen2"),
-            _llama_like("qwen2_moe"),
             _llama_like("qwen3"),
             _llama_like("qwen3_moe"),
-            replace(_llama_like("gemma"), needs_bos=True),
             *(
                 replace(_llama_like(family), softcap="final_logit_softcapping", needs_bos=True)
                 for family in ("gemma2", "gemma3_text")
@@ -70,7 +68,6 @@ TABLE: Mapping[str, Architecture] = MappingProxyType(
             _llama_like("starcoder2"),
             replace(_llama_like("granite"), logit_divisor="logits_scaling"),
             replace(_llama_like("cohere"), logit_multiplier="logit_scale"),
-            Architecture("phi", "model.layers", "model.final_layernorm"),
             _gpt_like("gpt2"),
             _gpt_like("gptj"),
             _gpt_like("falcon"),
@@ -146,6 +143,7 @@ def by_structure(hf: PreTrainedModel) -> Architecture:
         logit_multiplier="logit_scale" if getattr(config, "logit_scale", None) else None,
         logit_divisor="logits_scaling" if getattr(config, "logits_scaling", None) else None,
         softcap="final_logit_softcapping" if getattr(config, "final_logit_softcapping", None) else None,
+        needs_bos=hf.config.model_type.startswith("gemma"),
     )
 
 

@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -122,7 +123,7 @@ def _from_pretrained(
         )
         refuse_unsupported(config)
         # Safetensors only: a pickle can run code when it is read.
-        hf, info = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             where,
             config=config,
             revision=options.revision,
@@ -131,6 +132,7 @@ def _from_pretrained(
             use_safetensors=True,
             output_loading_info=True,
         )
+        hf, info = loaded
         if tokenizer is None:
             tokenizer = AutoTokenizer.from_pretrained(
                 where, revision=options.revision, trust_remote_code=options.trust_remote_code

@@ -5,6 +5,7 @@ Axes: row (of a batch), column (padded), token (unpadded), d_model, d_vocab.
 
 import hashlib
 import inspect as pyinspect
+import json
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
@@ -14,9 +15,14 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from patchscopes.errors import UnsupportedModelError
 from patchscopes.models.architectures import Architecture, rope_switch
 
 UNBOUNDED = 1_000_000
+# Of a config: where it was read, and by what, and what cells record themselves.
+INDECISIVE = frozenset(
+    {"_name_or_path", "_commit_hash", "transformers_version", "architectures", "dtype", "eos_token_id"}
+)
 
 
 class Model:
@@ -91,11 +97,19 @@ class Model:
 
     @cached_property
     def fingerprint(self) -> str:
-        """What the weights are, as part of a cell's identity: "sha256:…" of files or tensors, or "commit:…" of a hub.
+        """What the weights are: "sha256:…" of files or tensors, or "commit:…" of a hub.
 
         A hash is computed at first use (about 1 GB/s) and kept.
         """
         return self._fingerprint()
+
+    @cached_property
+    def identity(self) -> str:
+        """The fingerprint of the weights and a hash of the config that runs them, as part of a cell's identity."""
+        config = self.hf.config.get_text_config(decoder=True).to_dict()
+        decisive = {key: value for key, value in config.items() if key not in INDECISIVE}
+        digest = hashlib.sha256(json.dumps(decisive, sort_keys=True, default=str).encode()).hexdigest()
+        return f"{self.fingerprint}|config:{digest[:16]}"
 
     @cached_property
     def n_matrix_parameters(self) -> int:
@@ -201,6 +215,10 @@ def hash_tensors(tensors: Mapping[str, Tensor]) -> str:
     for name in sorted(tensors):
         tensor = tensors[name]
         digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
-        if tensor.device.type != "meta":
-            digest.update(tensor.detach().contiguous().cpu().view(-1).view(torch.uint8).numpy().data)
+        if tensor.device.type == "meta":
+            raise UnsupportedModelError(
+                f"weights of the model in memory are elsewhere ({name} is on the meta device), so it cannot be told "
+                "from others; load it without offloading to disk."
+            )
+        digest.update(tensor.detach().contiguous().cpu().view(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()

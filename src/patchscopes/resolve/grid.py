@@ -118,7 +118,7 @@ class Grid:
     def cell(self, ids: Ids, write: Write | None, sample: int) -> Cell:
         """The computation on `ids` with `write`, as this sweep reads and decodes it."""
         sweep = self.sweep
-        return Cell(self.model.fingerprint, self.model.dtype_name, ids, write, sweep.readout, sweep.decoding, sample)
+        return Cell(self.model.identity, self.model.dtype_name, ids, write, sweep.readout, sweep.decoding, sample)
 
     @property
     def new_tokens(self) -> int:
@@ -129,7 +129,7 @@ class Grid:
         expect = point.expect if point is not None else self._shared_expectation()
         flags = tuple(point.flags()) if point is not None else ()
         shown = point.text if point is not None else ""
-        if expect and leaked(expect, prompt=target.prompt.text.replace("{}", " "), source=shown):
+        if expect and leaked(expect, prompt=target.tokenized.text, source=shown):
             flags = (*flags, "leaked")
         request = Request(
             target.prompt.label,

@@ -4,7 +4,7 @@ import textwrap
 from typing import TYPE_CHECKING
 
 from patchscopes.errors import OptionError
-from patchscopes.results.table import PER_CELL, PER_TARGET_LAYER, _Index, mark, quoted, shown
+from patchscopes.results.table import PER_CELL, PER_TARGET_LAYER, ControlIndex, mark, quoted, shown
 from patchscopes.spec import Row
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def figure(
         cells = [row for row in cells if row.target_layer == chosen]
     if not cells:
         raise OptionError(f"there are no cells to plot for {wanted}, target_layer={target_layer}.")
-    index = _Index(results)
+    index = ControlIndex(results)
     beside = [name for name in index.asked if name in PER_CELL + PER_TARGET_LAYER]
     under = [name for name in index.asked if name not in beside]
     columns = ["text", *beside]

@@ -44,11 +44,11 @@ def blocks_of(results: "Results") -> list[Block]:
     for row in results:
         if row.control is None and row.position is not None:
             groups.setdefault((row.source_index, row.position, row.prompt), []).append(row)
-    index = _Index(results)
+    index = ControlIndex(results)
     return [_block(rows, index) for rows in groups.values()]
 
 
-class _Index:
+class ControlIndex:
     """Control rows by what they stand beside; the first draw of each."""
 
     def __init__(self, results: "Results") -> None:
@@ -74,7 +74,7 @@ def _place(control: str, row: Row) -> tuple[object, ...]:
     return row.source_index, row.position, row.prompt, row.sample
 
 
-def _block(rows: Sequence[Row], index: _Index) -> Block:
+def _block(rows: Sequence[Row], index: ControlIndex) -> Block:
     first = rows[0]
     product = any(row.source_layer != row.target_layer for row in rows)
     sampled = any(row.sample for row in rows)
@@ -95,11 +95,8 @@ def _block(rows: Sequence[Row], index: _Index) -> Block:
         cells += [mark(row)] if marked else []
         cells += [shown(row), *(_with_mark(index.beside(name, row)) for name in beside)]
         lines.append(tuple(cells))
-    notes = [
-        f"{name}: {_with_mark(row)}"
-        for name in index.asked
-        if name not in PER_CELL + PER_TARGET_LAYER and (row := index.beside(name, first)) is not None
-    ]
+    under = {name: index.beside(name, first) for name in index.asked if name not in beside}
+    notes = [f"{name}: {_with_mark(row)}" for name, row in under.items() if row is not None]
     if first.flags:
         notes.append(f"flags: {', '.join(first.flags)}")
     notes += sorted({f"{row.status}: {row.reason}" for row in rows if row.status != "ok"})
@@ -156,14 +153,15 @@ def summary(results: "Results") -> Iterator[str]:
         yield f"expected answer in {sum(bool(row.expected) for row in of)} of {len(of)} {name or 'cells'}{apart}"
     for row in results:
         if row.status == "failed" and row.control is None and row.position is None:
-            yield f"failed: source {row.source_index} {quoted(row.source or '', 60)}: {(row.reason or '').splitlines()[0]}"
+            reason = (row.reason or "").splitlines()[0]
+            yield f"failed: source {row.source_index} {quoted(row.source or '', 60)}: {reason}"
     if any(row.draw for row in results):
         yield f"draw 0 of {1 + max(row.draw for row in results)} is shown; .to_pandas() has all"
     counts = ", ".join(f"{n:,} {status}" for status, n in Counter(row.status for row in results).items())
     state = "" if results.complete else " · interrupted, not complete"
     yield f"{len(results):,} rows: {counts or 'none'}{state}"
-    model = results.model
-    yield f"model {model.get('id')} ({str(model.get('weights'))[:19]}, {model.get('dtype')}), seed {results.spec.get('seed')}"
+    model, seed = results.model, results.spec.get("seed")
+    yield f"model {model.get('id')} ({str(model.get('weights'))[:19]}, {model.get('dtype')}), seed {seed}"
 
 
 def cropped(blocks: Sequence[Block]) -> tuple[list[Block], str | None]:
@@ -203,8 +201,8 @@ def as_rich(results: "Results", width: int) -> Iterator["RenderableType"]:
         for note in block.notes:
             yield Text(note)
         yield Text("")
-    for line in [*([rest] if rest else []), *summary(results)]:
-        yield Text(line)
+    for sentence in [*([rest] if rest else []), *summary(results)]:
+        yield Text(sentence)
 
 
 def as_text(results: "Results", width: int = TEXT_WIDTH) -> str:
