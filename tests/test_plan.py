@@ -149,9 +149,9 @@ def test_no_batch_is_larger_than_pays() -> None:
 
 def test_what_does_not_fit_is_refused_with_the_figures() -> None:
     big = replace(SHAPE, kv_bytes_per_token=2**20)
-    with pytest.raises(OptionError, match=r"one cell of 3 \+ 5 tokens needs about 16 MiB.*budget is\s+2 MiB"):
+    with pytest.raises(OptionError, match=r"one cell of 3 \+ 5 tokens needs about 16.0 MiB.*budget is 2.0 MiB"):
         compile_plan([cell((1, 2, 3), (1,))], big, Budget(2 * 2**20))
-    with pytest.raises(OptionError, match=r"a source of 9 tokens needs about 18 MiB.*budget is\s+17 MiB"):
+    with pytest.raises(OptionError, match=r"a source of 9 tokens needs about 18.0 MiB.*budget is 17.0 MiB"):
         compile_plan([cell((1, 2, 3), (1,), State((1,) * 9, 0, 0))], big, Budget(17 * 2**20))
     compile_plan([cell((1, 2, 3), (1,), State((1,) * 9, 0, 0))], big, Budget(19 * 2**20))
 

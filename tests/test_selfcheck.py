@@ -236,7 +236,7 @@ def test_a_structure_that_does_not_tell_is_refused_with_what_was_found() -> None
 
 
 def test_a_model_without_a_head_is_refused() -> None:
-    with pytest.raises(errors.UnsupportedModelError, match="head not found"):
+    with pytest.raises(errors.UnsupportedModelError, match="no language-model head"):
         wrap_in_memory(families.build("llama").model, families.tiny_tokenizer())
 
 
@@ -291,3 +291,11 @@ def test_require_says_which_claims_failed_and_by_how_much() -> None:
     ) as e:
         require(Report("m", (good, bad)))
     assert "causal" not in str(e.value)
+
+
+@pytest.mark.parametrize("swapped", [(0, 2, 1, 3), (1, 0, 2, 3), (0, 1, 3, 2)])
+def test_blocks_in_another_order_than_the_models_own_fail_causal(swapped: tuple[int, ...]) -> None:
+    model = wrap_in_memory(families.build("llama"), families.tiny_tokenizer())
+    model.blocks = tuple(model.blocks[i] for i in swapped)
+    report = check_model(model)
+    assert "causal" in {finding.claim for finding in report.findings if not finding.passed}

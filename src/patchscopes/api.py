@@ -164,7 +164,7 @@ def prepare(
         target_layers=None if same else parse_layers(target_layers, model.n_layers),
         at=at,
         readout=Readout(readout, top_k),
-        decoding=Decoding(max_new_tokens, _strings(stop), temperature, seed, tuple(sorted(model.eos_ids))),
+        decoding=Decoding(max_new_tokens, _strings(stop), float(temperature), seed, tuple(sorted(model.eos_ids))),
         n_samples=n_samples,
         controls=_strings(controls),
         draws=draws,
@@ -175,17 +175,23 @@ def prepare(
     resolved = resolve(model, sweep)
     for message in resolved.warnings:
         warnings.warn(message, PatchscopesWarning, stacklevel=3)
+    if memory_bytes is not None and memory_bytes <= 0:
+        raise OptionError(f"memory_bytes is {memory_bytes}; it must be above 0, or None for half of what is free.")
     budget = Budget(memory_bytes if memory_bytes is not None else default_memory_bytes(model.device))
     return plan_inspection(model, sweep, resolved, make_runner=RUNNERS[runner], runner_name=runner, budget=budget)
 
 
 def _several(value: Any) -> list[Any]:
     """One thing or a sequence of things, as a list."""
-    return [value] if isinstance(value, str | Source | InspectionPrompt) else list(value)
+    if isinstance(value, str | Source | InspectionPrompt):
+        return [value]
+    if not isinstance(value, Iterable):
+        raise OptionError(f"a text or a sequence of texts is needed, not a {type(value).__name__}: {value!r}.")
+    return list(value)
 
 
 def _source(value: str | Source) -> Source:
-    if isinstance(value, Source):
+    if isinstance(value, Source) and isinstance(value.text, str):
         return Source(value.text, at=value.at, expect=_strings(value.expect))
     if not isinstance(value, str):
         raise OptionError(f"a source is a text or a Source, not a {type(value).__name__}: {value!r}.")
@@ -193,7 +199,11 @@ def _source(value: str | Source) -> Source:
 
 
 def _strings(value: str | Sequence[str]) -> tuple[str, ...]:
-    return (value,) if isinstance(value, str) else tuple(value)
+    values = (value,) if isinstance(value, str) else tuple(value)
+    for one in values:
+        if not isinstance(one, str):
+            raise OptionError(f"a text is needed, not a {type(one).__name__}: {one!r}.")
+    return values
 
 
 def _check_choices(**options: tuple[str, Iterable[str]]) -> None:

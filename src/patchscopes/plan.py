@@ -210,8 +210,8 @@ def _row_bytes(shape: ModelShape, context: int, run: int) -> int:
 def _check_fits(row_bytes: int, budget: Budget, what: str) -> None:
     if row_bytes > budget.memory_bytes:
         raise OptionError(
-            f"{what} needs about {row_bytes / 2**20:,.0f} MiB, and the memory budget is "
-            f"{budget.memory_bytes / 2**20:,.0f} MiB; give more memory, or a shorter prompt."
+            f"{what} needs about {row_bytes / 2**20:,.1f} MiB, and the memory budget is "
+            f"{budget.memory_bytes / 2**20:,.1f} MiB; give more memory, or a shorter prompt."
         )
 
 

@@ -93,13 +93,14 @@ def check_model(model: Model, *, thorough: bool = True) -> Report:
 
 @dataclass(frozen=True, slots=True)
 class _Deviations:
-    """How far logits moved, at one layer, before and after a write of the state itself, and of noise."""
+    """How far writes at one layer moved logits and states: of the state itself (`own`), and of noise."""
 
-    self_before: float
-    self_after: float
+    own: float
     noise_before: float
     noise_at: float
     noise_after: float
+    noise_below: float
+    noise_above: float
 
 
 class _Check:
@@ -124,7 +125,7 @@ class _Check:
         yield self._at_most(
             "self-write",
             "writing a state back where it came from changes no logit",
-            max(max(d.self_before, d.self_after) for d in written.values()),
+            max(d.own for d in written.values()),
         )
         yield self._causal(written)
         yield self._at_most(
@@ -143,10 +144,10 @@ class _Check:
         return Finding(claim, meaning, deviation, self.tolerance, deviation <= self.tolerance)
 
     def _causal(self, written: "Mapping[int, _Deviations]") -> Finding:
-        """Before the write nothing moves; after it something does, at every layer (at the last one, in its place)."""
+        """Before and below the write nothing moves; after and above it something does (at the last layer, in place)."""
         n = self.model.n_layers
-        before = max(d.noise_before for d in written.values())
-        after = min(d.noise_at if layer == n else d.noise_after for layer, d in written.items())
+        before = max(max(d.noise_before, d.noise_below) for d in written.values())
+        after = min(min(d.noise_at if layer == n else d.noise_after, d.noise_above) for layer, d in written.items())
         moved = after > max(MOVED, 3 * before)
         meaning = "a write changes logits after it and none before"
         return Finding(
@@ -164,16 +165,33 @@ class _Check:
             )
             for k, layer in enumerate(layers)
         ]
-        with patch(self.model, writes):
+        n_rows = 1 + 2 * len(layers)
+        watched = dict.fromkeys(self.layers, Places(tuple(range(n_rows)), (POSITION,) * n_rows))
+        with capture(self.model, watched) as states, patch(self.model, writes):
             plain, *rows = self.model.all_logits(ids)
-        parts = (slice(0, POSITION), slice(POSITION, POSITION + 1), slice(POSITION + 1, None))
-        return {
-            layer: _Deviations(
-                *(self._deviation(own[part], plain[part]) for part in (parts[0], slice(POSITION, None))),
-                *(self._deviation(noisy[part], plain[part]) for part in parts),
+        found = {}
+        for k, layer in enumerate(layers):
+            own, noisy = rows[2 * k], rows[2 * k + 1]
+            below, above = self._spread(states, layer, 2 + 2 * k)
+            found[layer] = _Deviations(
+                own=self._deviation(own, plain),
+                noise_before=self._deviation(noisy[:POSITION], plain[:POSITION]),
+                noise_at=self._deviation(noisy[POSITION], plain[POSITION]),
+                noise_after=self._deviation(noisy[POSITION + 1 :], plain[POSITION + 1 :]),
+                noise_below=below,
+                noise_above=above,
             )
-            for layer, own, noisy in zip(layers, rows[::2], rows[1::2], strict=True)
-        }
+        return found
+
+    def _spread(self, states: Mapping[int, Tensor], written: int, row: int) -> tuple[float, float]:
+        """How far row `row` moved the states below the layer written (the most) and above it (the least).
+
+        Blocks in any order but the model's own are told by this.
+        """
+        moved = {layer: float((at[row] - at[0]).float().norm() / at[0].float().norm()) for layer, at in states.items()}
+        below = max((moved[layer] for layer in states if layer < written), default=0.0)
+        above = min((moved[layer] for layer in states if layer > written), default=float("inf"))
+        return below, above
 
     def _batch(self) -> float:
         """Two rows of unequal length on a shared prefix, and one decoded token, against each alone."""

@@ -280,4 +280,3 @@ class Sweep:
         if self.target_layers is None:
             return [(layer, layer) for layer in self.source_layers]
         return [(source, target) for source in self.source_layers for target in self.target_layers]
-

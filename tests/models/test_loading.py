@@ -156,7 +156,6 @@ def change_config(folder: Path, **changes: object) -> None:
         (unknown_model_type, "nosuch"),
         (blocks_missing, r"lacks weights that a llama needs \(model.layers.4.*, …\), which would be random"),
         (wrong_shape, "cannot be loaded as a language model"),
-        (remote_code, "contains custom code"),
     ],
     ids=lambda value: value.__name__ if callable(value) else "",
 )
@@ -166,6 +165,12 @@ def test_a_damaged_folder_is_one_error_that_names_it(folder: Path, damage: Calla
         load(folder)
     assert str(folder) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_code_that_comes_with_a_model_is_not_run(folder: Path) -> None:
+    remote_code(folder)
+    with pytest.raises(errors.UnsupportedModelError, match="--trust-remote-code"):
+        load(folder)
 
 
 def test_an_empty_folder_says_so(tmp_path: Path) -> None:

@@ -86,11 +86,13 @@ def inspect_command(**options: Any) -> int:
 
     with opened(out) as file:
         collector = _Collector(as_format, file)
+        name = options["model"]
         try:
             inspection = _prepare(sources, options)
         except KeyboardInterrupt:
-            collector.nothing_ran(options["model"])
-            raise
+            collector.nothing_ran(name)
+            click.echo("interrupted before anything ran", err=True)
+            return 130
         interrupted = collector.run(inspection)
         collector.finish(inspection, out)
     return 130 if interrupted else 0

@@ -56,7 +56,7 @@ def check_command(name: str, dtype: str, device: str, revision: str | None, trus
         verdict = "ok  " if finding.passed else "FAIL"
         click.echo(
             f"  {verdict} {finding.claim:<11} {finding.meaning} "
-            f"(deviation {finding.deviation:.1e}, allowed {finding.tolerance:.0e})"
+            f"(deviation {finding.deviation:.1e}, allowed {finding.tolerance:.2g})"
         )
     if report.passed and dtype != "float32":
         found = agreement(model)

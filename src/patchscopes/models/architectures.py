@@ -16,7 +16,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from patchscopes.errors import UnsupportedModelError
 
 ATTENTION_KINDS = frozenset({"full_attention", "sliding_attention", "chunked_attention", "attention"})
-NORM_NAMES = ("norm", "final_layernorm", "final_layer_norm", "ln_f", "final_norm")
+NORM_NAMES = ("norm", "final_layernorm", "final_layer_norm", "ln_f", "norm_f", "final_norm", "layer_norm")
 # Rotary frequencies that depend on the total length: a cell must not cross the switch (rule 15).
 LENGTH_DEPENDENT_ROPE = frozenset({"longrope", "dynamic"})
 

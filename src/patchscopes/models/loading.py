@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -24,6 +25,7 @@ from patchscopes.errors import (
 from patchscopes.models.architectures import find_architecture, refuse_unsupported
 from patchscopes.models.folders import is_converted, manifest_of, verify_files
 from patchscopes.models.gguf import gguf_folder
+from patchscopes.models.hub import HubPlace, locate, not_known
 from patchscopes.models.model import Model, hash_tensors
 from patchscopes.models.pull import pull
 from patchscopes.models.quiet import quiet_transformers
@@ -41,6 +43,15 @@ class LoadOptions:
     trust_remote_code: bool = False
     dtype: str = "float32"
     device: str = "auto"
+
+
+@dataclass(frozen=True, slots=True)
+class _Where:
+    """The name asked for, the folder or hub id that it stands for, and the commit."""
+
+    name: str
+    source: str
+    place: HubPlace
 
 
 def load_by_name(
@@ -61,11 +72,12 @@ def load_by_name(
     else:
         folder = _folder_at(Path(name).expanduser(), settings) if _is_path(name) else None
     weights = None if folder is None else partial(_hash_of, folder)
-    where = name if folder is None else str(folder)
+    place = locate(name, options.revision) if folder is None else HubPlace(None, local_only=True)
+    where = _Where(name, name if folder is None else str(folder), place)
     # The hash of converted weights is checked at every load, while they are read: both wait for the disk.
     with ThreadPoolExecutor(1) as checker, quiet_transformers():
         checked = checker.submit(verify_files, folder) if folder is not None and is_converted(folder) else None
-        hf, tokenizer = _from_pretrained(where, name, options, dtype, tokenizer)
+        hf, tokenizer = _from_pretrained(where, options, dtype, tokenizer)
         if checked is not None:
             checked.result()
     commit = getattr(hf.config, "_commit_hash", None)
@@ -101,6 +113,11 @@ def _wrap(
     revision: str | None,
     weights: Callable[[], str] | None,
 ) -> Model:
+    if hf.get_output_embeddings() is None or getattr(hf, "generation_config", None) is None:
+        raise UnsupportedModelError(
+            f"{id} is a {type(hf).__name__}, which has no language-model head to generate with; load the causal "
+            "language model (AutoModelForCausalLM)."
+        )
     if not getattr(tokenizer, "is_fast", False):
         raise UnsupportedModelError(
             f"the tokenizer of {id} is {type(tokenizer).__name__}, which gives no character offsets; phrases and "
@@ -111,34 +128,26 @@ def _wrap(
 
 
 def _from_pretrained(
-    where: str,
-    name: str,
-    options: LoadOptions,
-    dtype: torch.dtype,
-    tokenizer: PreTrainedTokenizerBase | None,
+    where: _Where, options: LoadOptions, dtype: torch.dtype, tokenizer: PreTrainedTokenizerBase | None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    common: dict[str, Any] = {
+        "revision": where.place.revision,
+        "local_files_only": where.place.local_only,
+        "trust_remote_code": options.trust_remote_code,
+    }
     try:
-        config = AutoConfig.from_pretrained(
-            where, revision=options.revision, trust_remote_code=options.trust_remote_code
-        )
+        config = AutoConfig.from_pretrained(where.source, **common)
         refuse_unsupported(config)
         # Safetensors only: a pickle can run code when it is read.
         loaded: Any = AutoModelForCausalLM.from_pretrained(
-            where,
-            config=config,
-            revision=options.revision,
-            trust_remote_code=options.trust_remote_code,
-            dtype=dtype,
-            use_safetensors=True,
-            output_loading_info=True,
+            where.source, config=config, dtype=dtype, use_safetensors=True, output_loading_info=True, **common
         )
         hf, info = loaded
         if tokenizer is None:
-            tokenizer = AutoTokenizer.from_pretrained(
-                where, revision=options.revision, trust_remote_code=options.trust_remote_code
-            )
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise _explained(error, where, name) from error
+            tokenizer = AutoTokenizer.from_pretrained(where.source, **common)
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError, StrictDataclassError) as error:
+        raise _explained(error, where) from error
+    name = where.name
     refuse_unsupported(hf.config, hf)
     absent = sorted({str(key) for kind in ("missing_keys", "mismatched_keys") for key in info[kind]})
     if absent:
@@ -149,19 +158,20 @@ def _from_pretrained(
     return hf, tokenizer
 
 
-def _explained(error: Exception, where: str, name: str) -> Exception:
+def _explained(error: Exception, where: _Where) -> Exception:
     """What went wrong in transformers, said so that it can be mended."""
     reason = " ".join(str(error).split())[:300] or type(error).__name__
-    if Path(where).exists():
+    if "trust_remote_code" in str(error):
+        return UnsupportedModelError(
+            f"{where.name} comes with code of its own, which is not run unless you ask for it: read that code, then "
+            "load with trust_remote_code=True (--trust-remote-code)."
+        )
+    if Path(where.source).exists():
         return ModelFilesError(
-            f"{name} cannot be loaded as a language model: {reason} Needed: a folder with config.json, "
+            f"{where.name} cannot be loaded as a language model: {reason} Needed: a folder with config.json, "
             "safetensors weights and tokenizer.json, as `save_pretrained` writes it (pickled weights are refused)."
         )
-    known = ", ".join(REGISTRY)
-    return UnknownModelError(
-        f"unknown model {name!r}: it is no registry name ({known}) and no path, and as a Hugging Face hub id it does "
-        f"not load: {reason} Check the spelling and the network, or give a folder."
-    )
+    return UnknownModelError(not_known(where.name, reason))
 
 
 def read_dtype(name: str) -> torch.dtype:
@@ -177,7 +187,7 @@ def read_device(name: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-        torch.empty(1, device=device)
+        torch.empty(1, device=device).tolist()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         there = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
         raise DeviceError(
@@ -188,7 +198,13 @@ def read_device(name: str) -> torch.device:
 
 def _is_path(name: str) -> bool:
     """An existing path, or a name that can be nothing else."""
-    return Path(name).expanduser().exists() or name.startswith(("/", "./", "../", "~")) or name.endswith(".gguf")
+    if not name.strip():
+        raise UnknownModelError("the model's name is empty; give a registry name, a path or a hub id.")
+    try:
+        exists = Path(name).expanduser().exists()
+    except (OSError, ValueError, RuntimeError) as error:
+        raise UnknownModelError(f"{name[:80]!r} is neither a registry name nor a path: {error}.") from error
+    return exists or name.startswith(("/", "./", "../", "~")) or name.endswith(".gguf")
 
 
 def _folder_at(path: Path, settings: Settings) -> Path:

@@ -70,6 +70,8 @@ def find_prompt(value: str | InspectionPrompt, *, placeholder: str | None = None
     """
     if isinstance(value, InspectionPrompt):
         prompt = value
+    elif not isinstance(value, str):
+        raise PromptError(f"an inspection prompt is a text or an InspectionPrompt, not a {type(value).__name__}.")
     elif "{}" in value:
         prompt = InspectionPrompt(value)
     elif value in LIBRARY:
