@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from patchscopes.analysis.matching import leaked, matches
+from patchscopes.analysis.matching import fold, leaked, matches
 from patchscopes.errors import OptionError
 
 
@@ -26,6 +26,18 @@ from patchscopes.errors import OptionError
         ("it's 1984.", "1984"),
         ("Paris-based", "Paris"),
         ("東京タワー", "東京"),
+        ("我去Paris旅行", "Paris"),
+        ("3月", "3"),
+        ("프랑스의 파리는", "파리"),
+        ("นครปารีส", "ปารีส"),
+        ("पेरिस, दिल्ली।", "दिल्ली"),
+        ("the U.S. Army", "U.S."),
+        ("O\u2019Brien", "O'Brien"),
+        ("Paris's", "Paris"),
+        ("Jean\u2010Paul", "Jean-Paul"),
+        ("Pa\u00adris", "Paris"),
+        ("comparis Paris", "Paris"),
+        ("a\u00a0\u2003\r\n b", "a b"),
     ],
 )
 def test_matches(text: str, answer: str) -> None:
@@ -43,6 +55,12 @@ def test_matches(text: str, answer: str) -> None:
         ("York", "New York"),
         ("Romeo", "Rome"),
         ("Oman\u0131", "Oman"),
+        ("दिल्लीवाला", "दिल्ली"),
+        ("की", "क"),
+        ("Pari\u0301s", "Paris"),
+        ("Paris\u0301", "Paris"),
+        ("NewYork", "New York"),
+        ("해파리", "파리"),
     ],
 )
 def test_does_not_match(text: str, answer: str) -> None:
@@ -54,10 +72,12 @@ def test_any_alias_will_do() -> None:
     assert not matches("in the USA", [])
 
 
-@pytest.mark.parametrize("answer", ["", "  ", "\n"])
+@pytest.mark.parametrize("answer", ["", "  ", "\n", "\u200b"])
 def test_an_empty_answer_is_refused(answer: str) -> None:
     with pytest.raises(OptionError, match="empty"):
         matches("text", [answer])
+    with pytest.raises(OptionError, match="empty"):
+        matches("text", ["text", answer])
 
 
 def test_leaks_are_in_the_prompt_or_in_the_source() -> None:
@@ -69,3 +89,15 @@ def test_leaks_are_in_the_prompt_or_in_the_source() -> None:
 @given(st.text(st.characters(categories=["L", "N"]), min_size=1, max_size=8))
 def test_an_answer_matches_itself_between_spaces(answer: str) -> None:
     assert matches(f"so {answer}, then", [answer])
+
+
+@given(st.text(st.characters(categories=["L", "N"]), min_size=1, max_size=8), st.sampled_from("azé9ß"))
+def test_an_answer_does_not_match_inside_a_word(answer: str, letter: str) -> None:
+    """Where either neighbour is of a script without spaces, there is no word to be inside of."""
+    if fold(answer)[:1].isascii() and fold(answer)[-1:].isascii():
+        assert not matches(f"{letter}{answer}{letter}", [answer]) or fold(answer) in fold(letter) * 2
+
+
+def test_one_answer_is_one_answer_and_not_its_letters() -> None:
+    assert not matches("a p", "pa")
+    assert matches("pa", "pa")

@@ -133,6 +133,12 @@ class _Collector:
         """Run to the end or to Ctrl-C; True where it was interrupted."""
         from patchscopes.cli.output import write_row
 
+        cost = inspection.plan.cost
+        click.echo(
+            f"{len(inspection.requests):,} rows to do: {len(inspection.plan.cells):,} distinct cells, at most "
+            f"{cost.forward_passes:,} forward passes and {cost.flops / 1e12:.1f} TFLOP",
+            err=True,
+        )
         try:
             with _progress(len(inspection.requests)) as advance:
                 for index, row in inspection.rows():

@@ -5,11 +5,11 @@ import io
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, get_args, overload
 
 from patchscopes.errors import OptionError
-from patchscopes.results.rows import COLUMNS, row_from_json, row_to_json
-from patchscopes.spec import SCHEMA, Row
+from patchscopes.results.rows import COLUMNS, plain, row_from_json, row_to_json
+from patchscopes.spec import SCHEMA, Row, Status
 
 if TYPE_CHECKING:
     import pandas
@@ -17,12 +17,17 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from rich.console import Console, ConsoleOptions, RenderableType
 
+_INTEGERS = ("source_index", "position", "source_layer", "target_layer", "draw", "sample", "seed")
+_STRINGS = (
+    "cell", "source", "token", "prompt", "control", "text", "finish_reason", "status", "reason", "model", "schema",
+)  # fmt: skip
+
 
 class Results(Sequence[Row]):
-    """Rows in the order of the request: all cells, then the controls as asked.
+    """Rows in the order of the request: all cells, then the controls as asked. A slice of it is Results again.
 
     `model` and `spec` say what made them (rule 22); `complete` is False after an interruption; `warnings` are what the
-    user should know before believing a row.
+    user should know before believing a row. Warnings are no part of the JSON document.
     """
 
     def __init__(
@@ -57,13 +62,14 @@ class Results(Sequence[Row]):
     __hash__ = None  # type: ignore[assignment]
 
     def __repr__(self) -> str:
-        counts = ", ".join(f"{n} {status}" for status, n in self.counts.items())
-        return f"<Results: {len(self)} rows ({counts or 'none'}), model {self.model.get('id')!r}>"
+        counts = ", ".join(f"{n:,} {status}" for status, n in self.counts.items())
+        partly = "" if self.complete else ", not complete"
+        return f"<Results: {len(self):,} rows ({counts or 'none'}){partly}, model {self.model.get('id')!r}>"
 
     def __str__(self) -> str:
-        from patchscopes.results.table import as_text
+        from patchscopes.results.table import as_text, terminal_width
 
-        return as_text(self)
+        return as_text(self, terminal_width())
 
     def __rich_console__(self, console: "Console", options: "ConsoleOptions") -> Iterator["RenderableType"]:
         from patchscopes.results.table import as_rich
@@ -77,7 +83,7 @@ class Results(Sequence[Row]):
 
     @property
     def cells(self) -> "Results":
-        """The rows that are no controls."""
+        """The rows that are no controls, sources that failed included."""
         return self._with(tuple(row for row in self if row.control is None))
 
     @property
@@ -87,44 +93,58 @@ class Results(Sequence[Row]):
 
     @property
     def counts(self) -> dict[str, int]:
-        """How many rows have each status (rule 21)."""
-        return dict(Counter(str(row.status) for row in self))
+        """How many rows have each status that occurs, ok first (rule 21)."""
+        found = Counter(row.status for row in self)
+        return {status: found[status] for status in get_args(Status) if status in found}
 
-    def to_json(self, *, indent: int | None = None) -> str:
+    def to_json(self, indent: int | None = None) -> str:
         """The one document: schema, model, spec, complete, and the rows as "cells"."""
-        return json.dumps(
-            {**self._head(), "cells": [row_to_json(row) for row in self]}, ensure_ascii=False, indent=indent
-        )
+        document = {**self._head(), "cells": [row_to_json(row) for row in self]}
+        return json.dumps(document, ensure_ascii=False, allow_nan=False, indent=indent)
 
     @classmethod
     def from_json(cls, text: str) -> "Results":
         """Read a document that `to_json` wrote. Raises OptionError for anything else."""
-        document = json.loads(text)
-        if not isinstance(document, dict) or document.get("schema") != SCHEMA:
-            raise OptionError(f"this is no document of schema {SCHEMA}; was it written by another version?")
+        try:
+            document = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise OptionError(f"this is no JSON document: {error}; give the text that to_json() wrote.") from error
+        keys = {"schema", "model", "spec", "complete", "cells"}
+        if not isinstance(document, dict) or document.get("schema") != SCHEMA or not keys.issubset(document):
+            raise OptionError(
+                f"this is no document of schema {SCHEMA} with {', '.join(sorted(keys))}; was it written by another "
+                "version? (A JSONL file has no such document: read its lines with row_from_json.)"
+            )
         rows = [row_from_json(row) for row in document["cells"]]
         return cls(rows, model=document["model"], spec=document["spec"], complete=document["complete"])
 
     def to_csv(self) -> str:
         """One line a row, with a header; lists are JSON inside a field, null is empty."""
-        file = io.StringIO()
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(COLUMNS)
+        lines = [_csv_line(COLUMNS)]
         for row in self:
             values = row_to_json(row).values()
-            writer.writerow([json.dumps(v, ensure_ascii=False) if isinstance(v, list) else v for v in values])
-        return file.getvalue()
+            lines.append(_csv_line([json.dumps(v, ensure_ascii=False) if isinstance(v, list) else v for v in values]))
+        return "".join(lines)
 
     def to_pandas(self) -> "pandas.DataFrame":
-        """A DataFrame with a line per row and nullable dtypes, so that a missing layer is <NA> and no float."""
+        """A DataFrame with a line per row and nullable dtypes, so that a missing layer is <NA> and no float.
+
+        Lists stay lists, `top` a list of dicts. The head of the document (schema, model, spec, complete) is in
+        `.attrs["patchscopes"]`.
+        """
         import pandas
 
-        frame = pandas.DataFrame([row_to_json(row) for row in self], columns=list(COLUMNS))
+        frame = pandas.DataFrame([row_to_json(row) for row in self], columns=list(COLUMNS), dtype=object)
         kinds = {"Int64": _INTEGERS, "string": _STRINGS, "boolean": ("expected",), "Float64": ("entropy",)}
-        return frame.astype({column: kind for kind, columns in kinds.items() for column in columns})
+        frame = frame.astype({column: kind for kind, columns in kinds.items() for column in columns})
+        frame.attrs["patchscopes"] = self._head()
+        return frame
 
     def to_arrow(self) -> "pyarrow.Table":
-        """An Arrow table; schema, model, spec and complete are in its schema's metadata, as JSON."""
+        """An Arrow table; schema, model, spec and complete are in its schema's metadata, as JSON.
+
+        The keys there are b"patchscopes.schema" and so on.
+        """
         import pyarrow as pa
 
         top = pa.struct([("token", pa.string()), ("token_id", pa.int64()), ("logprob", pa.float64())])
@@ -152,20 +172,23 @@ class Results(Sequence[Row]):
     ) -> "Figure":
         """Layers against texts, controls beside, for one (source, position, prompt): the first unless said.
 
-        Where ℓ* is not ℓ, `target_layer` chooses ℓ*. Returns a matplotlib Figure.
+        Where ℓ* is not ℓ, `target_layer` chooses ℓ*. Returns a matplotlib Figure, which a notebook shows; elsewhere
+        use its `savefig`. Raises OptionError where there is no such cell.
         """
         from patchscopes.results.plot import figure
 
         return figure(self, source_index=source_index, position=position, prompt=prompt, target_layer=target_layer)
 
     def _head(self) -> dict[str, Any]:
-        return {"schema": SCHEMA, "model": self.model, "spec": self.spec, "complete": self.complete}
+        head = {"schema": SCHEMA, "model": self.model, "spec": self.spec, "complete": self.complete}
+        return {key: plain(value) for key, value in head.items()}
 
     def _with(self, rows: Sequence[Row]) -> "Results":
         return Results(rows, model=self.model, spec=self.spec, complete=self.complete, warnings=self.warnings)
 
 
-_INTEGERS = ("source_index", "position", "source_layer", "target_layer", "draw", "sample", "seed")
-_STRINGS = (
-    "cell", "source", "token", "prompt", "control", "text", "finish_reason", "status", "reason", "model", "schema",
-)  # fmt: skip
+def _csv_line(values: Sequence[Any]) -> str:
+    r"""One CSV line that ends in \n. A carriage return in a field is quoted only by a writer that ends lines in one."""
+    file = io.StringIO()
+    csv.writer(file, lineterminator="\r\n").writerow(values)
+    return file.getvalue()[:-2] + "\n"

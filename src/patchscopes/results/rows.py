@@ -13,32 +13,48 @@ _LISTS = ("target_positions", "token_ids", "flags")
 
 
 def row_to_json(row: Row) -> dict[str, Any]:
-    """The fields of `row`, in order, as plain JSON; a number that is not finite becomes null."""
-    plain = {name: _plain(getattr(row, name)) for name in COLUMNS}
+    """The fields of `row`, in order, as plain JSON (see `plain`); `top` is a list of {token, token_id, logprob}."""
+    values = {name: plain(getattr(row, name)) for name in COLUMNS}
     if row.top is not None:
-        plain["top"] = [
-            {"token": top.token, "token_id": top.token_id, "logprob": _plain(top.logprob)} for top in row.top
-        ]
-    return plain
+        values["top"] = [plain({"token": t.token, "token_id": t.token_id, "logprob": t.logprob}) for t in row.top]
+    return values
 
 
-def row_from_json(plain: Mapping[str, Any]) -> Row:
-    """The inverse of `row_to_json`. Raises OptionError for a row of another schema or with other fields."""
-    if plain.get("schema") != SCHEMA or set(plain) != set(COLUMNS):
-        raise OptionError(f"this is no row of schema {SCHEMA}: {sorted(plain)}; was it written by another version?")
-    values = dict(plain)
+def row_from_json(values: Mapping[str, Any]) -> Row:
+    """The inverse of `row_to_json`; a `logprob` of null was −∞.
+
+    Raises OptionError for a row of another schema or with other fields.
+    """
+    if values.get("schema") != SCHEMA or set(values) != set(COLUMNS):
+        raise OptionError(
+            f"this is no row of schema {SCHEMA}: it has schema {values.get('schema')!r} and the fields "
+            f"{', '.join(map(str, values))}; was it written by another version?"
+        )
+    read = dict(values)
     for name in _LISTS:
-        values[name] = None if values[name] is None else tuple(values[name])
-    if values["top"] is not None:
-        values["top"] = tuple(TopToken(**_number(top)) for top in values["top"])
-    return Row(**values)
+        read[name] = None if read[name] is None else tuple(read[name])
+    if read["top"] is not None:
+        read["top"] = tuple(_top_token(top) for top in read["top"])
+    return Row(**read)
 
 
-def _number(top: Mapping[str, Any]) -> dict[str, Any]:
-    return {**top, "logprob": -math.inf if top["logprob"] is None else top["logprob"]}
+def plain(value: Any) -> Any:
+    """`value` as JSON that every reader and every encoder takes.
+
+    Tuples are lists. A number that is not finite is null. Half of a surrogate pair, which stands in a text that was not
+    UTF-8 and which no file can hold, is written out as its Python escape.
+    """
+    if isinstance(value, str):
+        return value.encode("utf-8", "backslashreplace").decode("utf-8")
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {plain(key): plain(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(entry) for entry in value]
+    return value
 
 
-def _plain(value: Any) -> Any:
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return list(value) if isinstance(value, tuple) else value
+def _top_token(values: Mapping[str, Any]) -> TopToken:
+    logprob = values["logprob"]
+    return TopToken(values["token"], values["token_id"], -math.inf if logprob is None else float(logprob))
