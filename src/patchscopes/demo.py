@@ -6,6 +6,7 @@
    with a largest city that is not the capital.
 """
 
+import shutil
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -15,6 +16,7 @@ from patchscopes.api import inspect
 from patchscopes.errors import PatchscopesWarning
 from patchscopes.models import Model
 from patchscopes.results import Results
+from patchscopes.results.table import as_text
 from patchscopes.spec import Row, Source
 
 NAME = "Diana, Princess of Wales"
@@ -53,11 +55,12 @@ def run_demo(load: Callable[[], Model], say: Callable[[str], None]) -> None:
     say(
         "The state of the last token is read at each layer and written over x, at the same layer, in\n"
         "   “Syria: Country in the Middle East, … Samsung: South Korean … corporation, x”\n"
-        "and the model goes on. Beside it, what it says for the prompt alone, for the name as plain text, and for the\n"
-        "state of an unrelated sentence: a layer tells something only where it differs from those.\n"
+        "and the model goes on. Beside it, what it says with the state of an unrelated sentence there; under it,\n"
+        "for the prompt alone and for the name as plain text. A layer tells something only where it differs.\n"
     )
     name = _quietly(model, [NAME], prompt="entity-description", controls=CONTROLS)
-    say(str(name))
+    width = max(60, min(140, shutil.get_terminal_size((140, 24)).columns))
+    say(as_text(name, width))
     say(f"\n2. Do the states of eight countries, in “{CARRIER.format('…')}”, hold a capital and a largest city?\n")
     for question, prompt, answers in (
         ("capital", "country-capital", [country.capital for country in COUNTRIES]),
@@ -68,7 +71,7 @@ def run_demo(load: Callable[[], Model], say: Callable[[str], None]) -> None:
             for country, answer in zip(COUNTRIES, answers, strict=True)
         ]
         results = _quietly(model, sources, prompt=prompt, controls=CONTROLS, max_new_tokens=NEW_TOKENS)
-        say("\n".join(attribute_table(results, question)) + "\n")
+        say("\n".join(_cropped(line, width) for line in attribute_table(results, question)) + "\n")
     say(f"Time: {time.monotonic() - start:.0f} s for both, after loading.\n")
     say(NEXT_STEPS)
 
@@ -121,14 +124,19 @@ def spans(rows: Sequence[Row]) -> str:
     return ",".join(f"{a}" if a == b else f"{a}-{b}" for a, b in parts)
 
 
+def _cropped(line: str, width: int) -> str:
+    return line if len(line) <= width else f"{line[: width - 1]}…"
+
+
 def _middle(rows: Sequence[Row]) -> str:
     return rows[len(rows) // 2].text or ""
 
 
 NEXT_STEPS = """“Named at some layer” takes the best of many layers, which flatters; the unrelated states get the same.
-A miss is not absence: a small model may hold what it cannot say. See README, “When not to believe it”.
+Eight countries are an illustration and no finding, and a miss is not absence: a small model may hold what it cannot
+say. See README, “When not to believe it”.
 
-What to try next
+What to try next (after: source .venv/bin/activate)
   patchscopes inspect "Alexander the Great" --controls unpatched,random-state,text-only
   patchscopes inspect "I went to Spain" --at Spain --prompt "The capital city of {}" --expect Madrid
   patchscopes inspect "She plays the violin" --at all --prompt token-identity --readout next-token \\
