@@ -28,12 +28,12 @@ class Agreement:
 def agreement(model: Model) -> Agreement:
     """Run a few cells with the engine, batched, and with the reference, one at a time, and count equal tokens."""
     step = max(1, model.n_layers // N_LAYERS)
-    inspection = prepare(
-        model, SOURCES, source_layers=range(0, model.n_layers, step), max_new_tokens=NEW_TOKENS, controls=()
+    layers = range(0, model.n_layers, step)
+    plan = prepare(model, SOURCES, source_layers=layers, max_new_tokens=NEW_TOKENS, controls=()).plan
+    fast, slow = (
+        sorted(runner.run(plan), key=lambda result: result.index) for runner in (Engine(model), Reference(model))
     )
-    plan = inspection.plan
-    fast = {result.index: result for result in Engine(model).run(plan)}
-    pairs = [_compare(fast[slow.index], slow) for slow in Reference(model).run(plan)]
+    pairs = [_compare(a, b) for a, b in zip(fast, slow, strict=True)]
     return Agreement(sum(same for same, _ in pairs), sum(compared for _, compared in pairs))
 
 

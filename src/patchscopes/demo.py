@@ -71,7 +71,7 @@ def run_demo(load: Callable[[], Model], say: Callable[[str], None]) -> None:
             for country, answer in zip(COUNTRIES, answers, strict=True)
         ]
         results = _quietly(model, sources, prompt=prompt, controls=CONTROLS, max_new_tokens=NEW_TOKENS)
-        say("\n".join(_cropped(line, width) for line in attribute_table(results, question)) + "\n")
+        say("\n".join(attribute_table(results, question, width)) + "\n")
     say(f"Time: {time.monotonic() - start:.0f} s for both, after loading.\n")
     say(NEXT_STEPS)
 
@@ -83,7 +83,7 @@ def _quietly(model: Model, sources: Sequence[str | Source], **options: object) -
         return inspect(model, sources, **options)  # type: ignore[arg-type]
 
 
-def attribute_table(results: Results, question: str) -> Iterator[str]:
+def attribute_table(results: Results, question: str, width: int) -> Iterator[str]:
     """A line per country: at how many layers the text names the answer, and whether the controls do as well."""
     n_layers = len({row.source_layer for row in results if row.control is None})
     yield f"   {question}: layers (of {n_layers}) at which the text names it\n"
@@ -102,12 +102,13 @@ def attribute_table(results: Results, question: str) -> Iterator[str]:
         expected = country.capital[0] if question == "capital" else country.largest_city[0]
         shown = f"{len(hits)}" + (f" (layers {spans(hits)})" if hits else "")
         said = repr(hits[0].text) if hits else f"none; e.g. {_middle(own)!r}"
-        yield f"   {country.name:<10} {expected:<12} {shown:<22} {other:<12} {'yes' if text else 'no':<8} {said}"
+        line = f"   {country.name:<10} {expected:<12} {shown:<22} {other:<12} {'yes' if text else 'no':<8} {said}"
+        yield line if len(line) <= width else f"{line[: width - 1]}…"
     n = len(COUNTRIES)
     unpatched = next(row for row in results if row.control == "unpatched")
     yield (
         f"\n   named at some layer: {by_control['state']} of {n} countries; with an unrelated state, "
-        f"{by_control['random-state']} of {n}; from the source as text, {by_control['text-only']} of {n}."
+        f"{by_control['random-state']} of {n};\n   from the source as text, {by_control['text-only']} of {n}."
     )
     yield f"   The prompt alone goes on: {unpatched.text!r}"
 
@@ -122,10 +123,6 @@ def spans(rows: Sequence[Row]) -> str:
         else:
             parts.append([layer, layer])
     return ",".join(f"{a}" if a == b else f"{a}-{b}" for a, b in parts)
-
-
-def _cropped(line: str, width: int) -> str:
-    return line if len(line) <= width else f"{line[: width - 1]}…"
 
 
 def _middle(rows: Sequence[Row]) -> str:

@@ -135,6 +135,9 @@ def test_prompts_tokens_and_models(tiny_folder: Path, capsys: pytest.CaptureFixt
     tokens = run(["tokens", "the cat", "--model", str(tiny_folder)], capsys)
     assert "' cat'" in tokens.out
     assert "attention sink" in tokens.err
+    prompt = run(["tokens", "--prompt", "the capital of {} is", "--model", str(tiny_folder)], capsys)
+    assert [line for line in prompt.out.splitlines() if line.startswith(">")] == [">    3      298  ' x'"]
+    assert run(["tokens", "a", "--prompt", "b {}"], capsys).code == run(["tokens"], capsys).code == 2
     models = run(["models"], capsys)
     assert "smollm2-135m (default)" in models.out
     assert "gemma3-270m" in models.out

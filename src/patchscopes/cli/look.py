@@ -5,6 +5,7 @@ from typing import Any
 import click
 
 from patchscopes.cli.inspect import load_for, model_options
+from patchscopes.errors import OptionError
 
 
 @click.command("prompts")
@@ -20,16 +21,27 @@ def prompts_command() -> None:
 
 
 @click.command("tokens")
-@click.argument("text")
+@click.argument("text", required=False)
 @model_options
+@click.option("--prompt", default=None, help="An inspection prompt instead of TEXT: its placeholders are marked.")
+@click.option("--placeholder", default=None, help="The one-token word that stands at {}.")
 @click.option("--bos", type=click.Choice(["auto", "always", "never"]), default="auto", show_default=True)
-def tokens_command(text: str, bos: Any, **options: Any) -> None:
-    """Show the tokens of TEXT with positions and ids, and what to beware of."""
-    from patchscopes.prompts import tokenize
+def tokens_command(text: str | None, prompt: str | None, placeholder: str | None, bos: Any, **options: Any) -> None:
+    """Show the tokens of TEXT, or of an inspection prompt, with positions and ids, and what to beware of."""
+    from patchscopes.prompts import find_prompt, resolve_target, tokenize
     from patchscopes.prompts.tokens import cautions
 
+    if (text is None) == (prompt is None):
+        raise OptionError(
+            'give a text, as in patchscopes tokens "I went to Spain", or a prompt by --prompt; one of them.'
+        )
+    if prompt is not None:
+        found = find_prompt(prompt, placeholder=placeholder)
+        target = resolve_target(load_for(options), found, bos=bos)
+        click.echo(target.tokenized.table(target.positions))
+        return
     model = load_for(options)
-    tokenized = tokenize(model, text, bos=bos)
+    tokenized = tokenize(model, str(text), bos=bos)
     click.echo(tokenized.table())
     for caution in cautions(model, tokenized):
         click.echo(f"warning: {caution}", err=True)

@@ -10,12 +10,10 @@ import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
+from patchscopes.results.rows import Record
 from patchscopes.spec import Row
-
-if TYPE_CHECKING:
-    from patchscopes.results.results import Results
 
 N_TOP, N_TOP_BESIDE = 5, 3
 PLACE = ("source_index", "position", "source_layer", "target_layer")
@@ -81,7 +79,7 @@ class Block:
 class Beside:
     """Control rows by the cells that they stand beside; of several draws the first."""
 
-    def __init__(self, results: "Results") -> None:
+    def __init__(self, results: Record) -> None:
         controls = [row for row in results if row.control is not None]
         self.names: tuple[str, ...] = tuple(dict.fromkeys(row.control for row in controls if row.control is not None))
         self._fields = {
@@ -108,7 +106,7 @@ class Beside:
         """Whether `control` has rows of its own for each layer."""
         return "source_layer" in self._fields[control] or "target_layer" in self._fields[control]
 
-    def alone(self, results: "Results") -> list[Row]:
+    def alone(self, results: Record) -> list[Row]:
         """The control rows that stand beside no cell of `results`, which may have been sliced."""
         cells = [row for row in results if row.control is None]
         seen = {self._place(name, cell) for name in self.names for cell in cells}
@@ -118,7 +116,7 @@ class Beside:
         return control, *(getattr(row, field) for field in self._fields[control])
 
 
-def blocks_of(results: "Results", *, max_blocks: int, max_lines: int) -> tuple[list[Block], str | None]:
+def blocks_of(results: Record, *, max_blocks: int, max_lines: int) -> tuple[list[Block], str | None]:
     """The blocks that are shown, in the order of the cells, and what to say of the rest.
 
     Controls without a cell beside them come last.
@@ -150,7 +148,7 @@ def place_of(row: Row) -> tuple[int | None, int | None, str | None]:
     return row.source_index, row.position, row.prompt
 
 
-def block_of(rows: Sequence[Row], beside: Beside, results: "Results") -> Block:
+def block_of(rows: Sequence[Row], beside: Beside, results: Record) -> Block:
     """The block of cells that differ in ℓ, ℓ* and sample only."""
     rows = tuple(rows)
     controls = {name: [beside.row(name, row) for row in rows] for name in beside.names}
@@ -213,7 +211,7 @@ def _text_column(rows: Sequence[Row]) -> str:
     return "next token" if any(row.top is not None for row in rows) else "text"
 
 
-def _heading(first: Row, results: "Results") -> str:
+def _heading(first: Row, results: Record) -> str:
     parts = [
         f"source {first.source_index} {quoted(first.source or '', 60)}",
         f"token {first.token!r} at position {first.position}",

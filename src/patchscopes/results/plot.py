@@ -8,7 +8,7 @@ import io
 from dataclasses import dataclass
 from functools import cache
 from itertools import accumulate
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -29,11 +29,9 @@ from patchscopes.results.blocks import (
     quoted,
     ranges,
 )
+from patchscopes.results.rows import Record
 from patchscopes.results.summary import caption
 from patchscopes.spec import Row
-
-if TYPE_CHECKING:
-    from patchscopes.results.results import Results
 
 SIZE = 8.0  # of the texts, in points
 LINE_INCHES, NOTE_INCHES = 0.22, 0.19
@@ -59,7 +57,7 @@ class LayersFigure(Figure):
 
 
 def figure(
-    results: "Results",
+    results: Record,
     *,
     source_index: int | None,
     position: int | None,
@@ -121,7 +119,7 @@ class _Page:
         return self.n_above * NOTE_INCHES + 0.45
 
 
-def _chosen(results: "Results", wanted: dict[str, object]) -> tuple[list[Row], str]:
+def _chosen(results: Record, wanted: dict[str, object]) -> tuple[list[Row], str]:
     """The cells to draw, by ℓ, and what was left out for them."""
     cells = [row for row in results if row.control is None and row.position is not None and row.sample == 0]
     found = [row for row in cells if all(getattr(row, name) == value for name, value in wanted.items())]
@@ -167,7 +165,7 @@ def _title(rows: list[Row], more: str, answers: list[str]) -> list[str]:
     return [*lines, f"({more})"] if more else lines
 
 
-def _notes(block: Block, rows: list[Row], results: "Results") -> list[str]:
+def _notes(block: Block, rows: list[Row], results: Record) -> list[str]:
     lines = [f"{name}: {said.text}" for name, said in block.once]
     lines += block.notes
     lines.append("layer ℓ: the residual stream after ℓ blocks; 0 is what enters the first")

@@ -40,8 +40,10 @@ class Results(Sequence[Row]):
         warnings: Sequence[str] = (),
     ) -> None:
         self._rows = tuple(rows)
-        self.model, self.spec = dict(model), dict(spec)
-        self.complete, self.warnings = complete, tuple(warnings)
+        self.model: Mapping[str, Any] = dict(model)
+        self.spec: Mapping[str, Any] = dict(spec)
+        self.complete: bool = complete
+        self.warnings: Sequence[str] = tuple(warnings)
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -92,7 +94,7 @@ class Results(Sequence[Row]):
         return self._with(tuple(row for row in self if row.control is not None))
 
     @property
-    def counts(self) -> dict[str, int]:
+    def counts(self) -> Mapping[str, int]:
         """How many rows have each status that occurs, ok first (rule 21)."""
         found = Counter(row.status for row in self)
         return {status: found[status] for status in get_args(Status) if status in found}

@@ -1,12 +1,32 @@
 """A Row as plain JSON, and back."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from patchscopes.errors import OptionError
 from patchscopes.spec import SCHEMA, Row, TopToken
+
+
+@runtime_checkable
+class Record(Protocol):
+    """Rows with what made them, as tables and figures need them: what Results is to those who draw it."""
+
+    model: Mapping[str, Any]
+    spec: Mapping[str, Any]
+    complete: bool
+    warnings: Sequence[str]
+
+    def __len__(self) -> int: ...
+
+    def __iter__(self) -> Iterator[Row]: ...
+
+    @property
+    def counts(self) -> Mapping[str, int]:
+        """How many rows have each status."""
+        ...
+
 
 COLUMNS = tuple(field.name for field in fields(Row))
 _LISTS = ("target_positions", "token_ids", "flags")

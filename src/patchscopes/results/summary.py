@@ -2,18 +2,15 @@
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
 
 from patchscopes.results.blocks import CONTROLS, FLAGS, first_line, quoted, ranges
+from patchscopes.results.rows import Record
 from patchscopes.spec import SCHEMA, Row
-
-if TYPE_CHECKING:
-    from patchscopes.results.results import Results
 
 MAX_FAILED_SOURCES = 20
 
 
-def summary(results: "Results") -> list[str]:
+def summary(results: Record) -> list[str]:
     """Every line under the tables, in order."""
     return [
         *hits(results),
@@ -26,7 +23,7 @@ def summary(results: "Results") -> list[str]:
     ]
 
 
-def hits(results: "Results") -> Iterator[str]:
+def hits(results: Record) -> Iterator[str]:
     """How often an expected answer is in the text, at which layers, and the same for each control.
 
     Rows in which the answer had leaked are counted apart (rule 18).
@@ -64,7 +61,7 @@ def _by_layer(rows: Sequence[Row]) -> str:
     return ", at ℓ = " + ", ".join(f"{ranges(layers)} ({n}{each})" for layers, n in runs)
 
 
-def _failed_sources(results: "Results") -> Iterator[str]:
+def _failed_sources(results: Record) -> Iterator[str]:
     failed = [row for row in results if row.control is None and row.position is None]
     for row in failed[:MAX_FAILED_SOURCES]:
         yield f"{row.status}: source {row.source_index} {quoted(row.source or '', 60)}: {first_line(row.reason)}"
@@ -72,7 +69,7 @@ def _failed_sources(results: "Results") -> Iterator[str]:
         yield f"… and {len(failed) - MAX_FAILED_SOURCES:,} more such sources; .to_pandas() has all."
 
 
-def _not_shown(results: "Results") -> Iterator[str]:
+def _not_shown(results: Record) -> Iterator[str]:
     """What a table has no room for, though it was run: further draws, and samples of what stands above a table."""
     controls = [row for row in results if row.control is not None]
     draws = {row.draw for row in controls}
@@ -86,14 +83,14 @@ def _not_shown(results: "Results") -> Iterator[str]:
         yield f"sample 0 of {max(samples) + 1} of {names} is shown; .to_pandas() has all, and all are counted."
 
 
-def _warnings(results: "Results") -> Iterator[str]:
+def _warnings(results: Record) -> Iterator[str]:
     """The warnings, without those that a flag at the table tells already."""
     for warning in results.warnings:
         if not any(f"flag: {flag}" in warning for flag in FLAGS):
             yield f"warning: {warning}"
 
 
-def legend(results: "Results") -> str:
+def legend(results: Record) -> str:
     """What the signs of these tables mean."""
     parts = ["ℓ: the layer read from, after ℓ blocks"]
     cells = [row for row in results if row.control is None]
@@ -113,7 +110,7 @@ def legend(results: "Results") -> str:
     return " · ".join(parts)
 
 
-def counts(results: "Results") -> str:
+def counts(results: Record) -> str:
     """How many rows there are, by status (rule 21)."""
     n_cells = sum(row.control is None for row in results)
     by_status = ", ".join(f"{n:,} {status}" for status, n in results.counts.items()) or "none"
@@ -122,7 +119,7 @@ def counts(results: "Results") -> str:
     return f"{len(results):,} rows: {by_status}{state}{kinds}"
 
 
-def caption(results: "Results") -> str:
+def caption(results: Record) -> str:
     """What made these rows (rule 22): model, weights, dtype, device, decoding, seed, schema."""
     model, spec = results.model, results.spec
     weights = str(model.get("weights") or "")

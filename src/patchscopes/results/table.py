@@ -13,12 +13,12 @@ from rich.table import Table
 from rich.text import Text
 
 from patchscopes.results.blocks import Block, Entry, blocks_of
+from patchscopes.results.rows import Record
 from patchscopes.results.summary import summary
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from patchscopes.results.results import Results
 
 TEXT_WIDTH = 140  # where there is no terminal to ask
 MAX_BLOCKS, MAX_LINES = 12, 400
@@ -28,7 +28,7 @@ STYLES = {"plain": "", "hit": "bold", "miss": "", "note": "dim"}
 CELL_CSS = "text-align:left;vertical-align:top;white-space:pre-wrap"
 
 
-def as_rich(results: "Results", width: int) -> Iterator["RenderableType"]:
+def as_rich(results: Record, width: int) -> Iterator["RenderableType"]:
     """The tables as rich renders them in a terminal of `width` columns."""
     blocks, rest = blocks_of(results, max_blocks=MAX_BLOCKS, max_lines=MAX_LINES)
     for block in blocks:
@@ -50,7 +50,7 @@ def terminal_width() -> int:
     return shutil.get_terminal_size((TEXT_WIDTH, 0)).columns
 
 
-def as_text(results: "Results", width: int = TEXT_WIDTH) -> str:
+def as_text(results: Record, width: int = TEXT_WIDTH) -> str:
     """The tables as plain text."""
     file = io.StringIO()
     Console(file=file, width=width, color_system=None, force_terminal=False, force_jupyter=False).print(results)
@@ -116,7 +116,7 @@ def _widths(block: Block, columns: Sequence[int], width: int) -> dict[int, int]:
     return widths
 
 
-def as_html(results: "Results") -> str:
+def as_html(results: Record) -> str:
     """The tables for a notebook; every text is escaped, and none is cropped."""
     blocks, rest = blocks_of(results, max_blocks=MAX_BLOCKS, max_lines=MAX_LINES)
     parts = []
