@@ -90,12 +90,6 @@ class Model:
         return frozenset()
 
     @cached_property
-    def adds_bos(self) -> bool:
-        """Whether the tokenizer puts a BOS before raw text."""
-        bos = self.tokenizer.bos_token_id
-        return bos is not None and list(self.tokenizer("a")["input_ids"])[:1] == [bos]
-
-    @cached_property
     def fingerprint(self) -> str:
         """What the weights are: "sha256:…" of files or tensors, or "commit:…" of a hub.
 

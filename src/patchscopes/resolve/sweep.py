@@ -60,8 +60,6 @@ def _cells(grid: Grid, point: Point) -> Iterator[Request]:
 
 
 def _target(model: Model, sweep: Sweep, index: int) -> Target:
-    if not _encodable(sweep.prompts[index].text):
-        raise OptionError(f"inspection prompt {sweep.prompts[index].text!r} is not UTF-8; convert it.")
     target = resolve_target(model, sweep.prompts[index], bos=sweep.bos)
     new_tokens = 1 if sweep.readout.kind == "next-token" else sweep.decoding.max_new_tokens
     check_context(model, target.tokenized.ids, new_tokens, f"inspection prompt {target.prompt.label!r}")
