@@ -1,8 +1,10 @@
 """The public verbs: load a model, inspect its hidden states."""
 
 import inspect as pyinspect
+import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from os import PathLike
 from types import MappingProxyType
 from typing import Any, TypedDict, Unpack
 
@@ -31,7 +33,7 @@ Prompts = str | InspectionPrompt | Sequence[str | InspectionPrompt]
 
 
 def load(
-    name_or_hf_model: str | PreTrainedModel,
+    name_or_hf_model: str | PathLike[str] | PreTrainedModel,
     *,
     tokenizer: PreTrainedTokenizerBase | None = None,
     revision: str | None = None,
@@ -57,9 +59,11 @@ def load(
         UnknownModelError, ModelFilesError, UnsupportedModelError, DeviceError, PullError: see `patchscopes.errors`.
         SelfCheckError: the model does not obey docs/semantics.md.
     """
-    if isinstance(name_or_hf_model, str):
+    if isinstance(name_or_hf_model, str | PathLike):
         options = LoadOptions(revision, trust_remote_code, dtype, device)
-        model = load_by_name(name_or_hf_model, options, Settings.from_env(), tokenizer=tokenizer, notify=notify)
+        model = load_by_name(
+            os.fspath(name_or_hf_model), options, Settings.from_env(), tokenizer=tokenizer, notify=notify
+        )
     elif isinstance(name_or_hf_model, PreTrainedModel):
         model = wrap_in_memory(name_or_hf_model, tokenizer)
     else:
@@ -155,6 +159,8 @@ def prepare(
 
     The Inspection's `.results()` runs it, `.rows()` yields rows as they finish, `.plan` says what it takes.
     """
+    if not isinstance(model, Model):
+        raise OptionError(f"the first argument is a model from load(), not a {type(model).__name__}: {model!r}.")
     _check_choices(readout=(readout, ("text", "next-token")), runner=(runner, RUNNERS), bos=(bos, BOS_CHOICES))
     same = isinstance(target_layers, str) and target_layers == "same"
     sweep = Sweep(
@@ -185,7 +191,7 @@ def _several(value: Any) -> list[Any]:
     """One thing or a sequence of things, as a list."""
     if isinstance(value, str | Source | InspectionPrompt):
         return [value]
-    if not isinstance(value, Iterable):
+    if not isinstance(value, Iterable) or isinstance(value, Mapping):
         raise OptionError(f"a text or a sequence of texts is needed, not a {type(value).__name__}: {value!r}.")
     return list(value)
 

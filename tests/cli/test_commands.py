@@ -222,3 +222,44 @@ def test_ctrl_c_while_the_model_loads_leaves_a_valid_document_too(tiny_folder: P
     assert process.returncode == 130, err
     document = json.loads(out.read_text())
     assert (document["complete"], document["cells"]) == (False, [])
+
+
+def test_ctrl_c_leaves_a_table_that_says_so(tiny_folder: Path) -> None:
+    arguments = ["inspect", "the cat of Spain is hello", "--at", "all", "--model", str(tiny_folder), *PROMPT]
+    command = patchscopes(*arguments, "--target-layers", "all", "--runner", "reference", "--max-new-tokens", "90",
+                          "--controls", "random,zero,text-only,unpatched", "--draws", "9")  # fmt: skip
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        assert any("rows to do" in line for line in process.stderr)
+        time.sleep(1)
+        os.kill(process.pid, signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert "Traceback" not in err
+    assert "interrupted, not complete" in out
+
+
+def test_out_goes_through_links_and_into_pipes(
+    tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = ["inspect", "the cat", "--model", str(tiny_folder), *PROMPT, "--format", "jsonl", "--out"]
+    target, link, pipe = tmp_path / "target", tmp_path / "link", tmp_path / "pipe"
+    target.write_text("before")
+    link.symlink_to(target)
+    assert run([*base, str(link)], capsys).code == 0
+    assert link.is_symlink()
+    assert len(target.read_text().splitlines()) == 11
+    os.mkfifo(pipe)
+    with subprocess.Popen(["cat", str(pipe)], stdout=subprocess.PIPE, text=True) as reader:
+        assert run([*base, str(pipe)], capsys).code == 0
+        assert len(reader.communicate(timeout=30)[0].splitlines()) == 11
+    assert pipe.is_fifo()
+
+
+def test_a_full_disk_is_no_fault_of_ours(tiny_folder: Path) -> None:
+    command = patchscopes("inspect", "the cat", "--model", str(tiny_folder), *PROMPT, "--format", "json")
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 2
+    assert "no space left" in done.stderr
+    assert "Traceback" not in done.stderr

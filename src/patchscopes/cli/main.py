@@ -3,6 +3,7 @@
 0 done · 2 something that the user can mend · 1 a fault of ours · 130 interrupted
 """
 
+import errno
 import os
 import sys
 import traceback
@@ -66,11 +67,20 @@ def _run(arguments: list[str]) -> int:
         # The reader has gone (as in `… | head`): what remains in the buffer has nowhere to go.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
-    except Exception:
-        click.echo(traceback.format_exc(), err=True)
-        click.echo(f"This is a fault of patchscopes {__version__}; please report it.", err=True)
-        code = EXIT_OURS
+    except Exception as error:
+        code = _unforeseen(error)
     return code if isinstance(code, int) else 0
+
+
+def _unforeseen(error: Exception) -> int:
+    """A full disk is the user's to mend; all else is a fault of ours, and shown whole."""
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        click.echo("error: no space left to write to; free some, or write elsewhere with --out.", err=True)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_USER
+    click.echo("".join(traceback.format_exception(error)), err=True)
+    click.echo(f"This is a fault of patchscopes {__version__}; please report it.", err=True)
+    return EXIT_OURS
 
 
 def _show_warning(message: Warning | str, category: type[Warning], *_: object, **__: object) -> None:

@@ -27,11 +27,11 @@ def _list() -> None:
 @models_group.command("pull")
 @click.argument("name")
 def pull_command(name: str) -> None:
-    """Fetch a registry model."""
-    from patchscopes.models.pull import pull
+    """Fetch a registry model; one that is there is checked whole, and fetched again where it is damaged."""
+    from patchscopes.models.pull import pull_verified
     from patchscopes.settings import Settings
 
-    folder = pull(name, Settings.from_env(), notify=lambda message: click.echo(message, err=True))
+    folder = pull_verified(name, Settings.from_env(), notify=lambda message: click.echo(message, err=True))
     click.echo(str(folder))
 
 

@@ -38,7 +38,11 @@ def opened(out: str | None) -> Iterator[Sink]:
     if out is None:
         yield sys.stdout
         return
-    path = Path(out)
+    path = Path(out).resolve()  # through a symbolic link, to what it names
+    if path.exists() and not path.is_file() and not path.is_dir():
+        with _device(path) as file:
+            yield file
+        return
     try:
         if path.is_dir():
             raise IsADirectoryError(21, "it is a folder")
@@ -59,6 +63,16 @@ def opened(out: str | None) -> Iterator[Sink]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def _device(path: Path) -> Iterator[Sink]:
+    """A pipe or a device is written to as it is: there is nothing to replace."""
+    try:
+        with path.open("w", encoding="utf-8", newline="") as file:
+            yield file
+    except OSError as error:
+        raise OutputError(f"cannot write {path}: {error.strerror}.") from error
 
 
 def write_row(row: Row, file: Sink) -> None:
@@ -82,6 +96,8 @@ def write_results(results: Results, as_format: str, file: Sink, *, to_file: bool
 def write_provenance(results: Results, out: str) -> None:
     """FILE.meta.json beside a format that has no place for it (rule 22)."""
     head = {key: value for key, value in json.loads(results.to_json()).items() if key != "cells"}
+    if not Path(out).resolve().is_file() and Path(out).exists():
+        return  # a pipe or device has no place beside it
     with opened(f"{out}.meta.json") as file:
         file.write(json.dumps(head, ensure_ascii=False, indent=2) + "\n")
 

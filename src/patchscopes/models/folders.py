@@ -120,7 +120,7 @@ def verify_files(folder: Path) -> None:
         if found != recorded:
             raise ModelFilesError(
                 f"{folder / name} is damaged: its SHA-256 is {found} and should be {recorded}. "
-                f"Delete {folder} and get the model again."
+                f"Delete {folder} and get the model again (patchscopes models pull NAME, for a registry model)."
             )
 
 

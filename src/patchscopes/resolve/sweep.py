@@ -1,5 +1,6 @@
 """The resolution itself: a Sweep and a Model → Requests in the order of Results, and what to warn of."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -117,7 +118,10 @@ def check_options(model: Model, sweep: Sweep) -> None:
             raise OptionError(f"{name} is {value!r}; it must be a whole number, a Python int.")
     limits = (
         (decoding.max_new_tokens >= 1, f"max_new_tokens is {decoding.max_new_tokens}; it must be at least 1."),
-        (decoding.temperature >= 0, f"temperature is {decoding.temperature}; it must be 0 (greedy) or more."),
+        (
+            0 <= decoding.temperature < math.inf,
+            f"temperature is {decoding.temperature}; it must be 0 (greedy) or more, and finite.",
+        ),
         (sweep.n_samples >= 1, f"n_samples is {sweep.n_samples}; it must be at least 1."),
         (sweep.draws >= 1, f"draws is {sweep.draws}; it must be at least 1."),
         (

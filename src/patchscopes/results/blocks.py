@@ -275,7 +275,9 @@ def _as_idle(row: Row, cell: Row) -> bool:
 
 def _once(found: Sequence[Row | None], rows: Sequence[Row]) -> Entry:
     """What a control says that says one thing; where it could not be run, with the reason."""
-    row = next(row for row, cell in zip(found, rows, strict=True) if row is not None and not _as_idle(row, cell))
+    told = [(row, cell) for row, cell in zip(found, rows, strict=True) if row is not None]
+    # After an interruption a control may be idle for the reason that its cells are; it is told all the same.
+    row = next((row for row, cell in told if not _as_idle(row, cell)), told[0][0])
     if row.status == "ok":
         return marked(row)
     return Entry(f"({row.status}: {first_line(row.reason)})", "note")

@@ -1,0 +1,58 @@
+"""What a caller of the library is likely to get wrong, and what it is told."""
+
+import inspect as pyinspect
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import patchscopes as ps
+from patchscopes.api import InspectOptions, prepare
+from patchscopes.errors import OptionError
+from patchscopes.models import Model
+
+
+def test_the_first_argument_is_a_model() -> None:
+    """In a process of its own: here beartype speaks first."""
+    code = "import patchscopes as ps; ps.inspect('smollm2-135m', 'I saw a cat')"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert "OptionError: the first argument is a model from load(), not a str" in done.stderr
+
+
+def test_sources_are_texts(llama: Model) -> None:
+    for wrong in (None, 5, {"text": "hi"}, [5]):
+        with pytest.raises((OptionError, TypeError), match=r"text|Source|Type-check"):
+            ps.inspect(llama, wrong)  # type: ignore[arg-type]
+
+
+def test_an_unknown_option_raises(llama: Model) -> None:
+    with pytest.raises(TypeError, match="foo"):
+        ps.inspect(llama, "the cat", foo=1)  # type: ignore[call-arg]
+
+
+def test_inspect_and_stream_show_the_options_of_prepare() -> None:
+    options = {p.name for p in pyinspect.signature(prepare).parameters.values() if p.kind is p.KEYWORD_ONLY}
+    assert options == set(InspectOptions.__annotations__)
+    for verb in (ps.inspect, ps.stream):
+        assert options < set(pyinspect.signature(verb).parameters)
+        assert "source_layers" in (verb.__doc__ or "")
+
+
+def test_a_path_loads(tiny_folder: Path) -> None:
+    assert ps.load(tiny_folder).id == str(tiny_folder)
+
+
+def test_stream_yields_the_rows_of_inspect(llama: Model) -> None:
+    options: Any = {"prompt": "the capital of {} is", "max_new_tokens": 3, "controls": ("zero",)}
+    rows = list(ps.stream(llama, "the cat", **options))
+    assert sorted(rows, key=repr) == sorted(ps.inspect(llama, "the cat", **options), key=repr)
+
+
+def test_the_signature_of_load_is_the_one_that_scripts_depend_on() -> None:
+    parameters = pyinspect.signature(ps.load).parameters
+    assert list(parameters)[:6] == [
+        "name_or_hf_model", "tokenizer", "revision", "trust_remote_code", "dtype", "device",
+    ]  # fmt: skip
+    assert (parameters["dtype"].default, parameters["device"].default) == ("float32", "auto")
