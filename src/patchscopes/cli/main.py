@@ -5,6 +5,7 @@
 
 import errno
 import os
+import signal
 import sys
 import traceback
 import warnings
@@ -35,7 +36,13 @@ for command in (inspect_command, models_group, prompts_command, tokens_command, 
 
 def main() -> None:
     """Run the command line and exit with its code."""
-    sys.exit(run(sys.argv[1:]))
+    # A shell starts background jobs with SIGINT ignored; whoever sends one means it, and the document must be valid.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    code = run(sys.argv[1:])
+    # An interrupt that passed through code run from a string (imports do that) leaves a mark in CPython, which would
+    # then die of SIGINT at exit, whatever was done about it. Running a string that ends well takes the mark away.
+    exec("")
+    sys.exit(code)
 
 
 def run(arguments: list[str]) -> int:
