@@ -58,7 +58,7 @@ bench-peers: $(STAMP)
 	@if cmp -s bench/peers-requirements.txt $(PEERS_STAMP) && $(PEERS)/bin/python -c '' 2>/dev/null; then exit 0; fi; \
 	echo "Setting up $(PEERS), for comparison (once; some minutes)"; \
 	$(PY) -m venv --clear $(PEERS) \
-	    && $(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check --no-input \
+	    && $(PEERS)/bin/python -m pip install --quiet --quiet --disable-pip-version-check --no-input \
 	        -c constraints.txt -r bench/peers-requirements.txt \
 	    && cp bench/peers-requirements.txt $(PEERS_STAMP) \
 	    || { rm -rf $(PEERS); echo "make: $(PEERS) could not be set up; the bench runs without it" >&2; }

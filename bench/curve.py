@@ -97,9 +97,11 @@ def points(n_layers: int, tokenizer: Any) -> Iterator[Point]:
 
 
 def long_prompt(tokenizer: Any, n_tokens: int) -> str:
-    """An inspection prompt of about `n_tokens` tokens: common words, most of which are one, before a question."""
-    n_words = max(0, n_tokens - len(token_ids(tokenizer, QUESTION.format("x"))))
-    return " ".join([*islice(cycle(FILLER.split()), n_words), QUESTION])
+    """An inspection prompt of about `n_tokens` tokens: sentences, cut where it is long enough, before a question."""
+    words = FILLER.split()
+    tokens_per_word = len(token_ids(tokenizer, FILLER)) / len(words)
+    missing = n_tokens - len(token_ids(tokenizer, QUESTION.format("x")))
+    return " ".join([*islice(cycle(words), max(0, round(missing / tokens_per_word))), QUESTION])
 
 
 def measure(model: Any, point: Point, after_load: int, budget: int) -> dict[str, Any]:

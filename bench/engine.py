@@ -35,6 +35,8 @@ from bench.workloads import CANDIDATES, MODEL, Workload, check_lengths, token_id
 NEAR_TIE = 1e-4
 LOGPROB_TOLERANCE = 1e-3
 SEED = 0
+# What of a result is compared as text and next tokens; the rest is compared number by number.
+WRITTEN = ("text", "token_ids", "finish_reason", "top")
 # Cells that the baselines may draw on: more than they get through in their time.
 SAMPLES = {"G": 60, "N": 20 * 64, "C": 400}
 
@@ -151,19 +153,38 @@ def agreement(model: Any, workload: Workload, requests: Sequence[Any], rows: Any
 
 
 def agree(row: Any, result: Any) -> bool:
-    """Whether a row holds the reference's result, by rule 9. `result.gaps` are the top-2 gaps of its steps."""
-    if result.token_ids is not None and row.token_ids is not None:
-        near_ties = (step for step, gap in enumerate(result.gaps) if gap < NEAR_TIE)
-        compared = next(near_ties, max(len(row.token_ids), len(result.token_ids)))
-        return tuple(row.token_ids[:compared]) == tuple(result.token_ids[:compared])
-    if result.top is not None and row.top is not None:
-        a, b = ({top.token_id: top.logprob for top in one.top} for one in (row, result))
-        close = all(abs(a[token] - b[token]) <= LOGPROB_TOLERANCE for token in a.keys() & b.keys())
-        same_first = row.top[0].token_id == result.top[0].token_id
-        near_tie = len(result.top) > 1 and result.top[0].logprob - result.top[1].logprob < NEAR_TIE
-        return close and (same_first or near_tie)
-    names = {field.name for field in fields(row)} & {field.name for field in fields(result)}
-    return all(alike(getattr(row, name), getattr(result, name)) for name in names)
+    """Whether a row holds the reference's result, by rule 9: its text, its next tokens, and all other figures."""
+    names = {field.name for field in fields(row)} & {field.name for field in fields(result)} - {
+        "index",
+        "gaps",
+        "failure",
+        *WRITTEN,
+    }
+    return (
+        same_text(row.token_ids, result.token_ids, result.gaps)
+        and same_next_tokens(row.top, result.top)
+        and all(alike(getattr(row, name), getattr(result, name)) for name in names)
+    )
+
+
+def same_text(row: Any, result: Any, gaps: Sequence[float]) -> bool:
+    """Whether two texts have the same tokens up to the first near-tie; `gaps` are the top-2 gaps of the steps."""
+    if row is None or result is None:
+        return row is result
+    near_ties = (step for step, gap in enumerate(gaps) if gap < NEAR_TIE)
+    compared = next(near_ties, max(len(row), len(result)))
+    return tuple(row[:compared]) == tuple(result[:compared])
+
+
+def same_next_tokens(row: Any, result: Any) -> bool:
+    """Whether two lists of likeliest tokens begin with the same, or nearly tied, and give like log-probabilities."""
+    if row is None or result is None:
+        return row is result
+    a, b = ({top.token_id: top.logprob for top in one} for one in (row, result))
+    near_tie = len(result) > 1 and result[0].logprob - result[1].logprob < NEAR_TIE
+    return (row[0].token_id == result[0].token_id or near_tie) and all(
+        abs(a[token] - b[token]) <= LOGPROB_TOLERANCE for token in a.keys() & b.keys()
+    )
 
 
 def alike(a: Any, b: Any) -> bool:

@@ -11,6 +11,8 @@ does not depend on its layer.
 **Same results.** The tokens found go into the output, for a comparison with ours. `generate` goes on for a row that
 ended until all have; what follows an end is cut off there.
 
+`make bench-peers` makes that environment; BENCH_PEERS_PYTHON names the Python of another.
+
     .venv-peers/bin/python bench/peers_nnterp.py [--sizes 40 120 240] [--layers 6] < JSON
 
 with {"folder": …, "sources": […], "prompt": …, "max_new_tokens": 20}. The last line is one JSON object.

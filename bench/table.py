@@ -70,7 +70,8 @@ def print_workload(one: Report) -> None:
         f" + {over / MIB:,.0f}: {kept} the budget of {one['memory_budget_bytes'] / MIB:,.0f}"
     )
     reference = one["reference"]
-    print(f"  as the reference: {reference['agreeing']} of {reference['cells']} cells")
+    rows = ", ".join(f"{n:,} {status}" for status, n in one["statuses"].items())
+    print(f"  rows: {rows}; as the reference: {reference['agreeing']} of {reference['cells']} cells tried")
 
 
 def nnterp_name(other: Report) -> str:

@@ -4,7 +4,6 @@ import ast
 import importlib
 import json
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -140,17 +139,21 @@ def test_the_sample_and_the_baselines_are_the_method(tiny: Model, target_layers:
 
 
 def test_agreement_ends_at_a_near_tie() -> None:
-    row = SimpleNamespace(token_ids=(1, 2, 9), top=None)
-    assert engine.agree(row, Result(0, "", (1, 2, 9), "length", gaps=(1.0, 1.0, 1.0)))
-    assert not engine.agree(row, Result(0, "", (1, 2, 3), "length", gaps=(1.0, 1.0, 1.0)))
-    assert engine.agree(row, Result(0, "", (1, 2, 3), "length", gaps=(1.0, 1.0, 1e-5)))
+    row = Result(0, "", (1, 2, 9), "length")
+    assert engine.agree(row, Result(5, "", (1, 2, 9), "length", gaps=(1.0, 1.0, 1.0)))
+    assert not engine.agree(row, Result(5, "", (1, 2, 3), "length", gaps=(1.0, 1.0, 1.0)))
+    assert engine.agree(row, Result(5, "", (1, 2, 3), "length", gaps=(1.0, 1.0, 1e-5)))
+    assert not engine.agree(row, Result(5, None, None, None, failure="no"))
 
 
 def test_next_token_distributions_agree_within_the_tolerance() -> None:
-    result = Result(0, None, None, None, top=(TopToken("a", 1, -0.5), TopToken("b", 2, -1.5)))
-    for logprob, agrees in ((-0.5004, True), (-0.52, False)):
-        row = SimpleNamespace(token_ids=None, top=(TopToken("a", 1, logprob), TopToken("b", 2, -1.5)))
-        assert engine.agree(row, result) is agrees
+    def next_token(first: float, entropy: float) -> Result:
+        return Result(0, None, None, None, top=(TopToken("a", 1, first), TopToken("b", 2, -1.5)), entropy=entropy)
+
+    result = next_token(-0.5, 1.0)
+    assert engine.agree(next_token(-0.5004, 1.0004), result)
+    assert not engine.agree(next_token(-0.52, 1.0), result)
+    assert not engine.agree(next_token(-0.5, 1.1), result)
 
 
 def test_the_sample_agrees_with_the_reference(tiny: Model) -> None:
@@ -198,6 +201,7 @@ def measured(name: str) -> dict[str, Any]:
         "memory_after_load_bytes": 1,
         "memory_budget_bytes": 4,
         "memory_within_budget": True,
+        "statuses": {"ok": 9, "failed": 1},
         "reference": {"cells": 2, "agreeing": 2},
         "baseline": {"ms_per_cell": 500.0, "seconds": 20.0, "cells": 40, "compared": 40, "same_tokens": 40},
     }
@@ -235,5 +239,12 @@ def test_the_report_can_be_read_with_parts_missing(capsys: pytest.CaptureFixture
     }
     table.print_tables(report)
     out = capsys.readouterr().out
-    for expected in ("not installed", "no such readout", "within the budget", "reached", "not in this torch"):
+    for expected in (
+        "not installed",
+        "no such readout",
+        "within the budget",
+        "reached",
+        "not in this torch",
+        "1 failed",
+    ):
         assert expected in out
