@@ -65,14 +65,49 @@ def open_run(folder: str | PathLike[str]) -> Results:
 def read_run(folder: str | PathLike[str]) -> StoredRun:
     """As `open_run`, with what is known of the run besides."""
     place = Folder(Path(folder))
+    found = _Found()
     for _ in range(MAX_TRIES):
         manifest = _manifest(place)
         # Asked before the shards are read, so that a run that ends meanwhile is rather told as running than as dead.
         being_written = place.is_being_written()
-        found = _read(place, manifest, being_written=being_written)
+        found.read(place, manifest)
         if not found.damaged or _manifest(place) == manifest:
             break
-    return found
+    damaged = tuple(
+        f"shard {name} is left out: {reason}; the same run again does its rows anew"
+        for name, reason in found.damaged.items()
+    )
+    return StoredRun(manifest, found.rows, damaged, len(found.sizes), sum(found.sizes.values()), being_written)
+
+
+class _Found:
+    """What was read so far. A shard's name tells its content, so none is read twice, nor missed when it has gone."""
+
+    def __init__(self) -> None:
+        self.rows: dict[int, Row] = {}
+        self.sizes: dict[str, int] = {}
+        self.damaged: dict[str, str] = {}
+        self._seen: dict[str, int] = {}
+
+    def read(self, place: Folder, manifest: Manifest) -> None:
+        """Read the shards that are there and were not read before."""
+        digest = manifest.head.digest()
+        named = {shard.name for shard in manifest.shards}
+        names = sorted({path.name for path in place.shard_paths()} | named)
+        self.damaged = {}
+        for name in names:
+            if name in self._seen:
+                continue
+            try:
+                shard, table = read_shard(place.shards / name, digest)
+            except ShardError as error:
+                # One that has gone and is not named was merged into another, which is.
+                if name in named or (place.shards / name).exists():
+                    self.damaged[name] = str(error)
+                continue
+            self._seen[name] = shard.n_bytes
+            self.rows |= to_rows(table)
+        self.sizes = {name: self._seen[name] for name in names if name in self._seen}
 
 
 def _manifest(place: Folder) -> Manifest:
@@ -84,20 +119,3 @@ def _manifest(place: Folder) -> Manifest:
         what = "there is no such directory" if not place.path.exists() else "it has no manifest.json"
         raise StoreError(f"{place.path} is no run directory: {what}; give the --out of patchscopes run.")
     return manifest
-
-
-def _read(place: Folder, manifest: Manifest, *, being_written: bool) -> StoredRun:
-    digest = manifest.head.digest()
-    paths = {path.name: path for path in place.shard_paths()}
-    paths |= {shard.name: place.shards / shard.name for shard in manifest.shards}
-    rows: dict[int, Row] = {}
-    damaged, n_bytes = [], 0
-    for name in sorted(paths):
-        try:
-            shard, table = read_shard(paths[name], digest)
-        except ShardError as error:
-            damaged.append(f"shard {name} is left out: {error}; the same run again does its rows anew")
-            continue
-        n_bytes += shard.n_bytes
-        rows |= to_rows(table)
-    return StoredRun(manifest, rows, tuple(damaged), len(paths) - len(damaged), n_bytes, being_written)

@@ -89,7 +89,8 @@ class Writer:
     @contextmanager
     def closing(self) -> Iterator[None]:
         """While open, shards are closed in time; at the end, whatever ends it, the last one."""
-        self._manifest.write(self._folder)
+        with self._told_failures():
+            self._manifest.write(self._folder)
         self._thread.start()
         try:
             yield
