@@ -72,7 +72,11 @@ def read_spec(path: str | PathLike[str]) -> SpecFile:
             f"{file}: " + "\n".join(["", *(f"  {fault}" for fault in faults)] if faults[1:] else faults)
         )
     load_options = {key: values[key] for key in LOAD_OPTIONS if key in values and key != "model"}
-    asked = {key: values[key] for key in INSPECT_OPTIONS if key in values}
+    asked = {
+        key: float(values[key]) if hint is float else values[key]
+        for key, hint in INSPECT_OPTIONS.items()
+        if key in values
+    }
     if "prompt" in asked:
         asked["prompt"] = _prompt(asked["prompt"])
     return SpecFile(values.get("model", DEFAULT_MODEL), load_options, tuple(sources), asked)
