@@ -208,6 +208,15 @@ def test_another_run_is_refused_with_what_differs(tmp_path: Path, change: dict[s
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
+def test_a_run_without_a_row_may_become_another(tmp_path: Path) -> None:
+    keep(tmp_path)
+    other = replace(HEAD, sweep={**HEAD.sweep, "seed": 4})
+    keep(tmp_path, 0, head=other)
+    assert open_run(tmp_path).spec["seed"] == 4
+    with pytest.raises(RunChangedError):
+        keep(tmp_path, 1)
+
+
 def test_other_software_is_warned_of_and_recorded(tmp_path: Path) -> None:
     keep(tmp_path, 0)
     newer = replace(HEAD, made_by={**MADE_BY, "versions": {"torch": "2.14"}}, model={**MODEL, "device": "cuda:0"})

@@ -64,8 +64,8 @@ def _agreed(place: Folder, head: Head) -> Manifest:
     except ManifestDamagedError as error:
         _warn(f"{error}; it is written anew from the shards.")
         return Manifest(head)
-    if manifest is None:
-        return Manifest(head)
+    if manifest is None or not (manifest.shards or place.shard_paths()):
+        return Manifest(head)  # where no row was kept, nothing can be mixed up
     if found := manifest.head.differences(head):
         more = [f"… and {len(found) - MAX_DIFFERENCES} more"] if len(found) > MAX_DIFFERENCES else []
         raise RunChangedError(
