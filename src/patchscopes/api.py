@@ -161,7 +161,8 @@ def prepare(
 ) -> Inspection:
     """As `inspect`, but resolves and checks all of the request and runs nothing.
 
-    The Inspection's `.results()` runs it, `.rows()` yields rows as they finish, `.plan` says what it takes.
+    The Inspection's `.results()` runs it, `.rows()` yields rows as they finish, `.plan` says what it takes. With `run`,
+    what remains is found, and its plan made, when it is run.
     """
     if not isinstance(model, Model):
         raise OptionError(f"the first argument is a model from load(), not a {type(model).__name__}: {model!r}.")

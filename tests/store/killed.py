@@ -23,6 +23,7 @@ import torch
 import families
 from patchscopes import api
 from patchscopes.engine import Engine
+from patchscopes.errors import PatchscopesWarning
 from patchscopes.models import Model, wrap_in_memory
 from patchscopes.plan import Plan
 from patchscopes.run import Inspection
@@ -93,7 +94,7 @@ def differences(kept: list[Row], whole: list[Row]) -> Iterator[str]:
 def main(folder: Path, n_kills: int) -> dict[str, object]:
     torch.set_num_threads(1)
     writer.MAX_SMALL = 3  # kills shall fall into merges, too
-    warnings.simplefilter("error")  # a damaged shard would be a warning, and there must be none
+    warnings.simplefilter("error", PatchscopesWarning)  # a damaged shard would be one, and there must be none
     api.RUNNERS = {**api.RUNNERS, "slow": Slow}  # type: ignore[assignment]
     model = wrap_in_memory(families.build("llama"), families.tiny_tokenizer())
     moments = random.Random(7)
