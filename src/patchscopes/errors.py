@@ -16,6 +16,7 @@ PatchscopesError                what the user can mend: exit code 2 on the comma
 │   ├── SelfCheckError          the model does not obey docs/semantics.md
 │   └── DeviceError             a dtype or device that is not there
 ├── PullError                   a download that did not succeed
+├── OutOfMemoryError            not even one row fits in memory
 └── OutputError                 results cannot be written where asked
 """
 
@@ -26,6 +27,7 @@ __all__ = [
     "ModelError",
     "ModelFilesError",
     "OptionError",
+    "OutOfMemoryError",
     "OutputError",
     "PatchscopesError",
     "PatchscopesWarning",
@@ -103,6 +105,10 @@ class DeviceError(ModelError):
 
 class PullError(PatchscopesError):
     """A download that did not succeed."""
+
+
+class OutOfMemoryError(PatchscopesError):
+    """Memory ran out with a single row."""
 
 
 class OutputError(PatchscopesError):

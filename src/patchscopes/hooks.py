@@ -1,10 +1,16 @@
 """Reading and writing the residual stream: the only file that registers a hook, and only inside a `with`.
 
+    capture     store states as they pass
+    patch       overwrite states at some places of one layer
+    enter       start each row of a batch at its own layer ℓ*, with its own states
+    replaced    run a module by another function for a while
+
 Layer 0 is what enters block 1 and is met by a pre-hook; layer ℓ ≥ 1 is the output of the whole ℓ-th block (rules 1
 and 2). Blocks return a tensor or a tuple that starts with one (rule 3): both are handled by `_stream` and `_replaced`.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from bisect import bisect_left
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -77,6 +83,112 @@ def patch(model: Model, writes: Sequence[LayerWrite]) -> Iterator[None]:
         for write in writes:
             stack.enter_context(_on_stream(model, write.layer, writer(write)))
         yield
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """Where each row of a batch starts: row r enters at `layers[r]`, ascending, with the states `stream[r]`.
+
+    `stream` is None where rows without a write, which come first and enter at layer 0, keep what the model embeds:
+    `n_embedded` of them. Shape of `stream`: (row, column, d_model), for the rows after those.
+    """
+
+    layers: Sequence[int]
+    stream: Float[Tensor, "row column d_model"] | None
+    n_embedded: int = 0
+
+    def n_started(self, block: int) -> int:
+        """How many rows run through block `block` (1…n_layers): those that enter below it."""
+        return bisect_left(self.layers, block)
+
+
+@contextmanager
+def enter(model: Model, entry: Entry) -> Iterator[None]:
+    """While open, a forward pass runs each row only through the blocks above its layer (rule 15).
+
+    Rows that have not entered yet wait in the stream with the states that they will enter with; a block sees the rows
+    before them, and of whatever else it is given (masks, rotary angles) the part that is theirs.
+    """
+    n_rows = len(entry.layers)
+
+    def started(stream: Tensor) -> Tensor | None:
+        if entry.stream is None:
+            return None
+        new = stream.clone()
+        new[entry.n_embedded :] = entry.stream.to(stream)
+        return new
+
+    def through(block: nn.Module, n: int) -> Callable[..., Any]:
+        forward = block.forward
+
+        def run(*args: Any, **kwargs: Any) -> Any:
+            stream = args[0] if args else kwargs["hidden_states"]
+            if n == 0:
+                return (stream, None) if tuples else stream
+            output = forward(*_part(args, n, n_rows), **_part(kwargs, n, n_rows))
+            return _replaced(output, torch.cat((_stream(output), stream[n:].to(_stream(output)))))
+
+        return run
+
+    tuples = returns_tuples(model)
+    with ExitStack() as stack:
+        forwards = {}
+        for index, block in enumerate(model.blocks):
+            if (n := entry.n_started(index + 1)) < n_rows:
+                forwards[block] = through(block, n)
+        stack.enter_context(replaced(forwards))
+        stack.enter_context(_on_stream(model, 0, started))
+        yield
+
+
+@dataclass(frozen=True, slots=True)
+class _ReturnsTuples:
+    """Whether a model's blocks return tuples: what stands in for one that is passed by must look the same."""
+
+    blocks: bool
+
+
+def returns_tuples(model: Model) -> bool:
+    """Whether the blocks return tuples; found by a pass of one token at first use, outside of any other."""
+    return model.kept(_ReturnsTuples, _find_tuples).blocks
+
+
+def _find_tuples(model: Model) -> _ReturnsTuples:
+    found: list[bool] = []
+    handle = model.blocks[0].register_forward_hook(lambda _, __, output: found.append(isinstance(output, tuple)))
+    try:
+        model.next_logits(torch.zeros(1, 1, dtype=torch.long, device=model.device))
+    finally:
+        handle.remove()
+    return _ReturnsTuples(found[0])
+
+
+def _part(value: Any, n: int, n_rows: int) -> Any:
+    """The first `n` of `n_rows` rows of whatever a block is given, also where a row has several (ALiBi: one a head)."""
+    if isinstance(value, Tensor):
+        rows = value.shape[0] if value.dim() > 1 else 0
+        return value[: n * (rows // n_rows)] if rows and rows % n_rows == 0 else value
+    if isinstance(value, tuple | list):
+        return type(value)(_part(entry, n, n_rows) for entry in value)
+    if isinstance(value, dict):
+        return {key: _part(entry, n, n_rows) for key, entry in value.items()}
+    return value
+
+
+@contextmanager
+def replaced(forwards: Mapping[nn.Module, Callable[..., Any]]) -> Iterator[None]:
+    """While open, each module runs by the function given for it; what was there before comes back."""
+    before = {module: module.__dict__.get("forward") for module in forwards}
+    try:
+        for module, forward in forwards.items():
+            module.__dict__["forward"] = forward
+        yield
+    finally:
+        for module, forward in before.items():
+            if forward is None:
+                module.__dict__.pop("forward", None)
+            else:
+                module.__dict__["forward"] = forward
 
 
 @contextmanager

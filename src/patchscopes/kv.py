@@ -1,152 +1,269 @@
-"""Keys and values: a prefix computed once, rows of a batch on top of it. The only file that touches HF's cache.
+"""Keys and values: of prompts, run once; of rows, each with its own beside a prefix that is kept once for all. The only
+file that touches HF's cache and its attention interface.
 
-Layout of a batch: each row's tokens end at the same column and padding stands on the left, so columns differ as
-positions do and every mask that HF builds from columns (causal, sliding, ALiBi) is right. Keys carry their rotary
-position, so a prefix's keys may be copied to any column.
+Two ways, found per model at first use (`sharing`):
 
-Axes: row, head (of keys and values), column, d_head.
+    shared   attention goes through transformers' interface: ours sees the prefix's keys once and the rows' own
+    copied   it does not (BLOOM, Falcon): every row has a copy of its prefix, and the model's own attention sees that
+
+Axes: row, kv_head, token, d_head. Rows fill from the left, each with its own number of tokens; what lies behind is
+never seen. Keys carry their rotary position, so they may be copied to any row.
 """
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
+from jaxtyping import Int
+from torch import Tensor, nn
+from transformers import AttentionInterface
 from transformers.cache_utils import Cache, DynamicLayer
 
+from patchscopes.compute.attention import OwnKeys, Scoring, SharedKeys, attend
 from patchscopes.models import Model
-from patchscopes.spec import Ids
+
+Sharing = Literal["shared", "copied"]
+INTERFACE = "patchscopes"
 
 
 @dataclass(frozen=True, slots=True)
-class Prefix:
-    """Keys and values of `ids`, per block (rule 15). Shapes: (1, head, token, d_head)."""
+class KeysValues:
+    """Keys and values of one text, per block. Shapes: (kv_head, token, d_head)."""
 
-    ids: Ids
     keys: tuple[Tensor, ...]
     values: tuple[Tensor, ...]
 
+    def __len__(self) -> int:
+        return self.keys[0].shape[1] if self.keys else 0
 
-def build_prefix(model: Model, ids: Ids) -> Prefix:
-    """Run `ids` once and keep what later tokens attend to. An empty prefix is legal and costs nothing."""
-    if not ids:
-        return Prefix((), (), ())
-    rows = Rows(model.n_layers, capacity=len(ids))
-    model.next_logits(torch.tensor([ids], device=model.device), cache=rows.cache)
-    pairs = rows.filled()
-    return Prefix(ids, tuple(keys for keys, _ in pairs), tuple(values for _, values in pairs))
+    def shared(self, n_tokens: int) -> list[SharedKeys]:
+        """The first `n_tokens`, per block, as attention shares them."""
+        pairs = zip(self.keys, self.values, strict=True)
+        return [SharedKeys.of(keys[:, :n_tokens], values[:, :n_tokens]) for keys, values in pairs]
+
+
+def recording_cache(model: Model) -> Cache:
+    """A cache that a forward pass fills with everything it computes, sliding windows or not."""
+    return Cache(layers=[DynamicLayer() for _ in range(model.n_layers)])  # type: ignore[no-untyped-call]
+
+
+def recorded(cache: Cache, row: int) -> KeysValues:
+    """What a pass left in a recording cache for one row."""
+    layers: Any = cache.layers
+    return KeysValues(tuple(layer.keys[row] for layer in layers), tuple(layer.values[row] for layer in layers))
 
 
 class Rows:
-    """The KV cache of a batch: room for `capacity` columns, of which `width` are filled.
+    """The own keys and values of up to `n_rows` rows of `capacity` tokens, beside a prefix that all of them share.
 
-    `cache` is what a forward pass takes; each pass fills the columns that it runs.
+    Rows 0…`len(self)`−1 are in use. `lengths` says how many own tokens each has.
     """
 
-    def __init__(self, n_layers: int, capacity: int) -> None:
-        self._layers = [_RowsLayer(capacity) for _ in range(n_layers)]
-        self.cache = Cache(layers=list(self._layers))
+    def __init__(self, model: Model, *, n_rows: int, capacity: int, shared: Sequence[SharedKeys] = ()) -> None:
+        self._model, self._n_rows, self._capacity = model, n_rows, capacity
+        self._shared = list(shared)
+        self._buffers: list[tuple[Tensor, Tensor] | None] = [None] * model.n_layers
+        self._lengths = torch.zeros(n_rows, dtype=torch.long)
+        self._start = self._count = 0
+        self._sharing = sharing(model)
+        self.cache = Cache(layers=[_RowsLayer(self, index) for index in range(model.n_layers)])
+        self.n = 0
+
+    def __len__(self) -> int:
+        return self.n
 
     @property
-    def width(self) -> int:
-        """How many columns are filled."""
-        return self._layers[0].get_seq_length()
+    def lengths(self) -> Int[Tensor, " row"]:
+        """Own tokens of the rows in use."""
+        return self._lengths[: self.n]
 
-    @classmethod
-    def on_prefixes(
-        cls, prefixes: Sequence[Prefix], lengths: Sequence[int], *, width: int, capacity: int, n_layers: int
-    ) -> "Rows":
-        """Rows whose first `width` columns end in the first `lengths[r]` tokens of prefix r, padding before them."""
-        rows = cls(n_layers, capacity)
-        copies = _runs(prefixes, lengths)
-        for index, layer in enumerate(rows._layers if copies else ()):
-            layer.fill(index, copies, n_rows=len(prefixes), width=width)
-        return rows
+    @property
+    def n_shared(self) -> int:
+        """The length of the shared prefix, in tokens."""
+        return self._shared[0].n_tokens if self._shared else 0
 
-    def filled(self) -> list[tuple[Tensor, Tensor]]:
-        """Keys and values of the filled columns, per block."""
-        return [layer.filled() for layer in self._layers]
+    def add(self, lengths: Sequence[int]) -> None:
+        """Take rows into use behind those there are, with so many tokens each, which `put` fills."""
+        self._lengths[self.n : self.n + len(lengths)] = torch.tensor(lengths, dtype=torch.long)
+        self.n += len(lengths)
 
-    def keep(self, rows: Sequence[int]) -> None:
-        """Drop every row but `rows`: those whose text has ended leave the batch."""
-        for layer in self._layers:
-            layer.keep(rows)
+    def put(self, block: int, rows: Tensor, at: int, source: KeysValues, tokens: slice) -> None:
+        """Copy `tokens` of `source` to own token `at` and on of `rows`, in block `block` (0-based)."""
+        keys, values = source.keys[block][:, tokens], source.values[block][:, tokens]
+        if not keys.shape[1] or not len(rows):
+            return
+        own_keys, own_values = self._buffer(block, keys, values)
+        end = at + keys.shape[1]
+        own_keys[rows, :, at:end], own_values[rows, :, at:end] = keys, values
+
+    @contextmanager
+    def running(self, start: int, count: int, columns: int) -> Iterator[None]:
+        """While open, a forward pass runs rows start…start+count−1 on; then each has `columns` tokens more."""
+        self._start, self._count = start, count
+        with _through_interface(self) if self._sharing == "shared" else _as_it_is():
+            yield
+        self._lengths[start : start + count] += columns
+
+    def mask(self, start: int, count: int, columns: int) -> Int[Tensor, "row context"] | None:
+        """The mask for the model's own attention over rows start…; None where ours needs none."""
+        if self._sharing == "shared":
+            return None
+        self._start, self._count = start, count
+        lengths = self._lengths[start : start + count]
+        mask = torch.ones(count, self.seen + columns, dtype=torch.long)
+        mask[:, : self.seen] = torch.arange(self.seen) < lengths[:, None]
+        return mask.to(self._model.device)
+
+    @property
+    def seen(self) -> int:
+        """The longest own part of the rows that run."""
+        lengths = self._lengths[self._start : self._start + self._count]
+        return int(lengths.max()) if self._count else 0
+
+    def keep(self, rows: Sequence[int]) -> list[int]:
+        """Keep only `rows`: the last ones move into the places of those that leave. Says which row stands where now."""
+        kept = set(rows)
+        movers = iter([row for row in range(len(rows), self.n) if row in kept])
+        order = [row if row in kept else next(movers) for row in range(len(rows))]
+        moved = [(to, source) for to, source in enumerate(order) if to != source]
+        if moved:
+            to, source = torch.tensor(moved).unbind(1)
+            longest = int(self._lengths[source].max())
+            for pair in self._buffers:
+                for buffer in pair or ():
+                    buffer[to, :, :longest] = buffer[source, :, :longest]
+            self._lengths[to] = self._lengths[source]
+        self.n = len(rows)
+        return order
+
+    def copied(self, rows: Int[Tensor, " row"], *, extra: int) -> "Rows":
+        """New rows, each with a copy of what the named one has, and room for `extra` tokens more."""
+        longest = int(self._lengths[rows].max())
+        new = Rows(self._model, n_rows=len(rows), capacity=longest + extra, shared=self._shared)
+        for block, pair in enumerate(self._buffers):
+            if pair is not None:
+                keys, values = (buffer[:, :, :longest].index_select(0, rows.to(buffer.device)) for buffer in pair)
+                own_keys, own_values = new._buffer(block, keys[0], values[0])
+                own_keys[:, :, :longest], own_values[:, :, :longest] = keys, values
+        new._lengths = self._lengths[rows].clone()
+        new.n = len(rows)
+        return new
+
+    def update(self, block: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """What a block's attention sees of the rows that run: the new keys alone where ours runs, else all of them."""
+        if self._sharing == "shared":
+            return keys, values
+        count, columns = keys.shape[0], keys.shape[2]
+        own = self._own(block, keys, values, count)
+        lengths = own.lengths.to(keys.device)
+        lines = torch.arange(count, device=keys.device)[:, None]
+        at = lengths[:, None] + torch.arange(columns, device=keys.device)
+        own.keys[lines, :, at], own.values[lines, :, at] = keys.transpose(1, 2), values.transpose(1, 2)
+        seen = self.seen
+        return torch.cat((own.keys[:, :, :seen], keys), 2), torch.cat((own.values[:, :, :seen], values), 2)
+
+    def attention(
+        self, module: nn.Module, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, **options: Any
+    ) -> tuple[Tensor, None]:
+        """What transformers calls in the stead of its own attention."""
+        _refuse_unknown(options, mask)
+        block, count = int(module.layer_idx), q.shape[0]  # type: ignore[arg-type]
+        scale = options.get("scaling")
+        scoring = Scoring(
+            float(q.shape[-1] ** -0.5 if scale is None else scale),
+            float(options.get("softcap") or 0.0),
+            int(options.get("sliding_window") or 0),
+        )
+        shared = self._shared[block] if self._shared else SharedKeys.of(k[0, :, :0], v[0, :, :0])
+        return attend((q, k, v), shared, self._own(block, k, v, count), scoring), None
+
+    def _own(self, block: int, keys: Tensor, values: Tensor, count: int) -> OwnKeys:
+        own_keys, own_values = self._buffer(block, keys[0], values[0])
+        rows = slice(self._start, self._start + count)
+        return OwnKeys(own_keys[rows], own_values[rows], self._lengths[rows])
+
+    def _buffer(self, block: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """One block's buffers, made at first use like `keys` and `values` of shape (kv_head, token, d_head)."""
+        pair = self._buffers[block]
+        if pair is None:
+            # Zeros, not empty memory: a masked column takes part in 0 · v, and 0 · NaN is NaN.
+            pair = self._buffers[block] = tuple(
+                like.new_zeros(self._n_rows, like.shape[0], self._capacity, like.shape[2]) for like in (keys, values)
+            )  # type: ignore[assignment]
+        assert pair is not None
+        return pair
 
 
 class _RowsLayer(DynamicLayer):
-    """One block's keys and values in a buffer made once, so that a step copies one column and not the whole cache."""
+    """One block of a Rows as transformers' cache has it."""
 
-    def __init__(self, capacity: int) -> None:
+    def __init__(self, rows: Rows, index: int) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._capacity = capacity
-        self._filled = 0
-        self._buffers: tuple[Tensor, Tensor] | None = None
-
-    def fill(self, index: int, copies: "Sequence[_Copy]", *, n_rows: int, width: int) -> None:
-        """Copy block `index` of each prefix to its rows, so that it ends at column `width`."""
-        like = copies[0].prefix
-        buffers = self._allocate(like.keys[index], n_rows), self._allocate(like.values[index], n_rows)
-        for copy in copies:
-            for buffer, part in zip(buffers, (copy.prefix.keys[index], copy.prefix.values[index]), strict=True):
-                buffer[copy.rows, :, width - copy.length : width] = part[:, :, : copy.length]
-        self._buffers = buffers
-        self._advance(width)
+        self._rows, self._index = rows, index
+        self.is_initialized = True
 
     def update(self, key_states: Tensor, value_states: Tensor, *_: object, **__: object) -> tuple[Tensor, Tensor]:
-        """Store the keys and values of the columns just run; return those of all columns so far."""
-        if self._buffers is None:
-            n_rows = key_states.shape[0]
-            self._buffers = self._allocate(key_states, n_rows), self._allocate(value_states, n_rows)
-        end = self._filled + key_states.shape[-2]
-        for buffer, new in zip(self._buffers, (key_states, value_states), strict=True):
-            buffer[:, :, self._filled : end] = new
-        self._advance(end)
-        return self.filled()
-
-    def filled(self) -> tuple[Tensor, Tensor]:
-        """Keys and values of the filled columns."""
-        assert self._buffers is not None
-        keys, values = (buffer[:, :, : self._filled] for buffer in self._buffers)
-        return keys, values
+        return self._rows.update(self._index, key_states, value_states)
 
     def get_seq_length(self) -> int:
-        """How many columns are filled."""
-        return self._filled
+        return self._rows.seen
 
-    def keep(self, rows: Sequence[int]) -> None:
-        if self._buffers is None:
-            return
-        index = torch.tensor(list(rows), device=self._buffers[0].device)
-        self._buffers = self._buffers[0].index_select(0, index), self._buffers[1].index_select(0, index)
-        self._advance(self._filled)
-
-    def _allocate(self, like: Float[Tensor, "row head column d_head"], n_rows: int) -> Tensor:
-        # Zeros, not empty memory: a masked column takes part in 0 · v, and 0 · NaN is NaN.
-        return like.new_zeros(n_rows, like.shape[1], self._capacity, like.shape[3])
-
-    def _advance(self, end: int) -> None:
-        self._filled, self.is_initialized = end, True
-        self.keys, self.values = self.filled()
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self._rows.seen + query_length, 0
 
 
 @dataclass(frozen=True, slots=True)
-class _Copy:
-    """The first `length` tokens of `prefix`, to be copied to `rows`."""
-
-    prefix: Prefix
-    length: int
-    rows: slice
+class _Found:
+    sharing: Sharing
 
 
-def _runs(prefixes: Sequence[Prefix], lengths: Sequence[int]) -> list[_Copy]:
-    """Neighbouring rows with the same prefix and length as one copy, instead of one copy per row."""
-    runs: list[_Copy] = []
-    start = 0
-    for row in range(1, len(lengths) + 1):
-        if row < len(lengths) and prefixes[row] is prefixes[start] and lengths[row] == lengths[start]:
-            continue
-        if lengths[start]:
-            runs.append(_Copy(prefixes[start], lengths[start], slice(start, row)))
-        start = row
-    return runs
+def sharing(model: Model) -> Sharing:
+    """How rows of this model have their prefix. Found once: the interface must be there and give the same logits."""
+    return model.kept(_Found, _find).sharing
+
+
+def _find(model: Model) -> _Found:
+    offers = any(
+        hasattr(sys.modules[type(part).__module__], "ALL_ATTENTION_FUNCTIONS")
+        for block in model.blocks
+        for part in block.modules()
+    )
+    return _Found("shared" if offers else "copied")
+
+
+def copy_prefixes(model: Model) -> None:
+    """Have this model's rows copy their prefix from now on: the self-check found that sharing it is not the same."""
+    model.kept(_Found, _find)
+    model.keep(_Found("copied"))
+
+
+@contextmanager
+def _through_interface(rows: Rows) -> Iterator[None]:
+    config = rows._model.hf.config.get_text_config(decoder=True)
+    before = config._attn_implementation
+    # No mask function of that name is registered: transformers then makes no mask, and ours needs none.
+    AttentionInterface.register(INTERFACE, rows.attention)
+    config._attn_implementation = INTERFACE
+    try:
+        yield
+    finally:
+        config._attn_implementation = before
+        AttentionInterface._global_mapping.pop(INTERFACE, None)
+
+
+@contextmanager
+def _as_it_is() -> Iterator[None]:
+    yield
+
+
+KNOWN = frozenset({"scaling", "softcap", "sliding_window", "dropout", "position_ids", "is_causal", "use_cache"})
+
+
+def _refuse_unknown(options: dict[str, Any], mask: Tensor | None) -> None:
+    """What this attention does not know (sinks, biases) must not be left out in silence."""
+    unknown = sorted(name for name, value in options.items() if name not in KNOWN and isinstance(value, Tensor))
+    if unknown or mask is not None or options.get("is_causal") is False:
+        raise NotImplementedError(f"attention with {', '.join(unknown) or 'a mask of its own'} cannot share a prefix")

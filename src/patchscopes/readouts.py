@@ -5,9 +5,10 @@ Log-probabilities and entropy are in nats, computed in float32. Greedy unless a 
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
@@ -26,22 +27,20 @@ def decode(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
 NOT_FINITE = "the model's logits are not finite: its states are too large for this dtype; use float32 or bfloat16"
 
 
-def choose(logits: Float[Tensor, "row d_vocab"], cells: Sequence[Cell], step: int) -> list[int | None]:
-    """The next token of each row: the most likely one, or a draw at the cell's temperature.
-
-    None where the logits are not finite. A draw inverts the cumulative distribution at one uniform number from a
-    counter-based stream keyed by the cell's seed and identity, so that it depends on nothing that runs beside it.
-    """
+def choose(logits: Float[Tensor, " d_vocab"], cell: Cell, step: int) -> int | None:
+    """The next token: the most likely one, or a draw at the cell's temperature; None where logits are not finite."""
     best = logits.max(dim=-1)
-    finite: list[bool] = best.values.isfinite().tolist()
-    tokens: list[int] = best.indices.tolist()
-    for row, cell in enumerate(cells):
-        if cell.decoding.temperature > 0 and finite[row]:
-            tokens[row] = _draw(logits[row], cell, step)
-    return [token if ok else None for token, ok in zip(tokens, finite, strict=True)]
+    if not math.isfinite(best.values):
+        return None
+    return draw(logits, cell, step) if cell.decoding.temperature > 0 else int(best.indices)
 
 
-def _draw(logits: Float[Tensor, " d_vocab"], cell: Cell, step: int) -> int:
+def draw(logits: Float[Tensor, " d_vocab"], cell: Cell, step: int) -> int:
+    """A token drawn at the cell's temperature.
+
+    It inverts the cumulative distribution at one uniform number from a counter-based stream keyed by the cell's seed
+    and identity, so that it depends on nothing that runs beside it.
+    """
     cumulative = torch.softmax(logits.double() / cell.decoding.temperature, dim=-1).cumsum(-1)
     uniform = float(philox("sample", cell.decoding.seed, cell.identity(), step).random())
     index = int(torch.searchsorted(cumulative, uniform * float(cumulative[-1]), right=True))
@@ -53,6 +52,7 @@ class Writing:
 
     def __init__(self, model: Model, cell: Cell) -> None:
         self._model, self._decoding = model, cell.decoding
+        self.cell = cell
         self.token_ids: list[int] = []
         self.finish_reason: FinishReason | None = None
         self.failed = False
@@ -98,17 +98,41 @@ def next_token_results(
     """The `top_k` tokens with log-probabilities, and the entropy, of each row's next-token distribution."""
     logprobs = torch.log_softmax(logits.float(), dim=-1)
     entropies = -torch.special.xlogy(logprobs.exp(), logprobs.exp()).sum(-1)
-    k = max(cell.readout.top_k for cell in cells)
-    values, ids = logprobs.topk(k, dim=-1)
+    values, ids = logprobs.topk(max(cell.readout.top_k for cell in cells), dim=-1)
+    return tops_as_results(model, NextTokens(values, ids, entropies), cells, indices)
+
+
+@dataclass(frozen=True, slots=True)
+class NextTokens:
+    """Of each row the k most likely next tokens, with log-probabilities, and the entropy; in nats."""
+
+    logprobs: Float[Tensor, "row k"]
+    tokens: Int[Tensor, "row k"]
+    entropies: Float[Tensor, " row"]
+
+
+def tops_as_results(
+    model: Model, found: NextTokens, cells: Sequence[Cell], indices: Sequence[int]
+) -> list[Result]:
+    """A Result per row, with as many tokens as its cell asks for."""
+    values, ids, entropies = found.logprobs.tolist(), found.tokens.tolist(), found.entropies.tolist()
+    texts = {token: token_text(model, token) for token in {token for row in ids for token in row}}
     results = []
     for row, (cell, index) in enumerate(zip(cells, indices, strict=True)):
-        if not values[row, 0].isfinite():
+        if not math.isfinite(values[row][0]):
             results.append(Result(index, None, None, None, failure=NOT_FINITE))
             continue
-        pairs = list(zip(ids[row].tolist(), values[row].tolist(), strict=True))[: cell.readout.top_k]
-        top = tuple(TopToken(token_text(model, token), token, logprob) for token, logprob in pairs)
-        results.append(Result(index, top[0].token, (top[0].token_id,), "length", top, float(entropies[row])))
+        k = cell.readout.top_k
+        top = tuple(TopToken(texts[t], t, v) for t, v in zip(ids[row][:k], values[row][:k], strict=True))
+        results.append(Result(index, top[0].token, (top[0].token_id,), "length", top, entropies[row]))
     return results
+
+
+def candidates_result(logprobs: Sequence[float], index: int) -> Result:
+    """A Result with the log-probability of each candidate."""
+    if any(math.isnan(logprob) for logprob in logprobs):
+        return Result(index, None, None, None, failure=NOT_FINITE)
+    return Result(index, None, None, None, logprobs=tuple(logprobs))
 
 
 def token_text(model: Model, token_id: int) -> str:

@@ -17,7 +17,7 @@ from torch import Tensor
 from patchscopes.hooks import LayerWrite, Places, capture, patch
 from patchscopes.models import Model
 from patchscopes.plan import Plan
-from patchscopes.readouts import Writing, choose, next_token_results, top2_gap
+from patchscopes.readouts import Writing, candidates_result, choose, next_token_results, top2_gap
 from patchscopes.spec import Cell, Ids, Result, State
 from patchscopes.vectors import make_vector
 
@@ -40,11 +40,19 @@ class Reference:
             logits = self._logits(ids)
             if cell.readout.kind == "next-token":
                 return next_token_results(self.model, logits, [cell], [index])[0]
+            if cell.readout.kind == "candidates":
+                return candidates_result([self._logprob(ids, answer) for answer in cell.candidates], index)
             writing, gaps = Writing(self.model, cell), [top2_gap(logits[0])]
-            while not writing.add(choose(logits, [cell], len(writing.token_ids))[0]):
+            while not writing.add(choose(logits[0], cell, len(writing.token_ids))):
                 logits = self._logits([*ids, *writing.token_ids])
                 gaps.append(top2_gap(logits[0]))
         return writing.result(index, gaps)
+
+    def _logprob(self, prompt: Sequence[int], answer: Ids) -> float:
+        """Σ ln p(token) over the answer's tokens, from one run of the prompt with the answer behind it."""
+        logits = self.model.all_logits(torch.tensor([[*prompt, *answer]], device=self.model.device))[0]
+        logprobs = torch.log_softmax(logits[len(prompt) - 1 : -1], dim=-1)
+        return float(logprobs[range(len(answer)), answer].sum())
 
     def state(self, wanted: State) -> Float[Tensor, " d_model"]:
         """The hidden state of the source run at the wanted layer and position."""

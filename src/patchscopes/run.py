@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from patchscopes.analysis.matching import matches
+from patchscopes.kv import sharing
 from patchscopes.models import Model
 from patchscopes.plan import Budget, ModelShape, Plan, Runner, compile_plan
 from patchscopes.provenance import provenance
@@ -138,6 +139,7 @@ def shape_of(model: Model) -> ModelShape:
         kv_bytes_per_token=model.kv_bytes_per_token,
         n_matrix_parameters=model.n_matrix_parameters,
         itemsize=model.dtype.itemsize,
+        shares_prefix=sharing(model) == "shared",
     )
 
 

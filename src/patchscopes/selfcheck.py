@@ -17,11 +17,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from patchscopes.compute import compute_of
 from patchscopes.errors import SelfCheckError
-from patchscopes.hooks import LayerWrite, Places, capture, patch
-from patchscopes.kv import Rows, build_prefix
+from patchscopes.forward import Span, forward
+from patchscopes.hooks import Entry, LayerWrite, Places, capture, patch
+from patchscopes.kv import Rows, recorded, recording_cache, sharing
 from patchscopes.layout import Layout
-from patchscopes.models import Model
+from patchscopes.models import Inputs, Model
 from patchscopes.models.architectures import TABLE
 from patchscopes.rng import philox
 from patchscopes.spec import Ids
@@ -194,29 +196,50 @@ class _Check:
         return below, above
 
     def _batch(self) -> float:
-        """Two rows of unequal length on a shared prefix, and one decoded token, against each alone."""
-        prefix, token, device = build_prefix(self.model, self.ids[:3]), self.ids[1], self.model.device
-        other = (*prefix.ids, *some_ids(self.model, 3, "second"))
-        layout = Layout([self.ids, other], LENGTH, LENGTH - 3)
-        rows = Rows.on_prefixes(
-            [prefix, prefix],
-            [layout.cached(0), layout.cached(1)],
-            width=3,
-            capacity=LENGTH + 1,
-            n_layers=self.model.n_layers,
+        """What the engine does, against each row alone: padding, a prefix shared, rows that start at ℓ*, a cache."""
+        return max(self._padding(), self._rows())
+
+    def _padding(self) -> float:
+        """Two texts of unequal length in one padded batch."""
+        texts = [self.ids, some_ids(self.model, LENGTH - 3, "second")]
+        layout = Layout(texts, LENGTH, LENGTH)
+        device = self.model.device
+        inputs = Inputs(layout.ids(device), layout.mask(device), layout.position_ids(device))
+        with compute_of(self.model).installed():
+            found = self.model.forward(inputs, "last")[:, -1].float()
+        return max(self._deviation(found[row], self._alone(ids)[-1]) for row, ids in enumerate(texts))
+
+    def _rows(self) -> float:
+        """Three rows on one prefix, which start at layers 0, in the middle and at the last but one, then a token each."""
+        model, n_prefix = self.model, POSITION
+        compute, cache = compute_of(model), recording_cache(model)
+        layers = [0, model.n_layers // 2, model.n_layers - 1]
+        suffix = Places((0,) * (LENGTH - n_prefix), tuple(range(n_prefix, LENGTH)))
+        with compute.installed(), capture(model, dict.fromkeys(layers, suffix)) as states:
+            model.forward(Inputs(self._tensor(self.ids), cache=cache), "last")
+        prompt = recorded(cache, 0)
+        is_shared = sharing(model) == "shared"
+        shared = prompt.shared(n_prefix) if is_shared else []
+        rows = Rows(model, n_rows=3, capacity=LENGTH + 1, shared=shared)
+        rows.add([0 if is_shared else n_prefix] * 3)
+        everyone = torch.arange(3)
+        for block in range(model.n_layers):
+            rows.put(block, everyone, 0, prompt, slice(0, 0 if is_shared else n_prefix))
+        entry = Entry(layers, torch.stack([states[layer].to(model.device) for layer in layers]))
+        ids = self._tensor(self.ids[n_prefix:]).expand(3, -1)
+        first = compute.head.logits(forward(model, compute, rows, Span(0, 3), ids, entry=entry)[:, 0])
+        for block in range(model.n_layers):
+            below = torch.tensor([row for row, layer in enumerate(layers) if layer > block], dtype=torch.long)
+            rows.put(block, below, 0 if is_shared else n_prefix, prompt, slice(n_prefix, LENGTH))
+        token = self.ids[1]
+        second = compute.head.logits(forward(model, compute, rows, Span(0, 3), torch.full((3, 1), token))[:, 0])
+        alone = self._alone((*self.ids, token))
+        return max(
+            self._deviation(torch.stack([first[row].float(), second[row].float()]), alone[-2:]) for row in range(3)
         )
-        mask = layout.mask(device)
-        first = self.model.next_logits(
-            layout.ids(device), mask=mask, position_ids=layout.position_ids(device), cache=rows.cache
-        )
-        second = self.model.next_logits(
-            torch.full((2, 1), token, device=device),
-            mask=torch.nn.functional.pad(mask, (0, 1), value=1),
-            position_ids=torch.tensor([[len(ids)] for ids in layout.rows], device=device),
-            cache=rows.cache,
-        )
-        alone = [self.model.all_logits(self._tensor((*ids, token)))[0, -2:] for ids in layout.rows]
-        return max(self._deviation(torch.stack([first[row], second[row]]), alone[row]) for row in range(2))
+
+    def _alone(self, ids: Ids) -> Tensor:
+        return self.model.all_logits(self._tensor(ids))[0]
 
     def _noise(self, layer: int) -> Float[Tensor, " d_model"]:
         """A vector unlike any state, at the norm of the state at POSITION."""

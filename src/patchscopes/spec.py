@@ -19,7 +19,7 @@ SCHEMA = "patchscopes.rows/1"
 
 Ids = tuple[int, ...]
 Bos = Literal["auto", "always", "never"]
-ReadoutKind = Literal["text", "next-token"]
+ReadoutKind = Literal["text", "next-token", "candidates"]
 Status = Literal["ok", "inert", "failed", "skipped"]
 FinishReason = Literal["eos", "length", "stop"]
 
@@ -114,7 +114,9 @@ class Write:
 
 @dataclass(frozen=True, slots=True)
 class Readout:
-    """What is read from the patched run: generated text, or the next-token distribution with its `top_k` tokens."""
+    """What is read from the patched run: generated text, the next-token distribution with its `top_k` tokens, or the
+    log-probability of each of given candidates.
+    """
 
     kind: ReadoutKind = "text"
     top_k: int = 10
@@ -136,7 +138,10 @@ class Decoding:
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """One computation. Two cells with equal identities have equal results, so each identity runs once."""
+    """One computation. Two cells with equal identities have equal results, so each identity runs once.
+
+    `candidates` are the answers' token ids, as they continue the inspection prompt; empty for other readouts.
+    """
 
     model: str
     dtype: str
@@ -145,6 +150,7 @@ class Cell:
     readout: Readout
     decoding: Decoding
     sample: int = 0
+    candidates: tuple[Ids, ...] = ()
 
     def identity(self) -> str:
         """A SHA-256 prefix (32 hex digits) of exactly what changes the result; never of batch size or order."""
@@ -154,6 +160,8 @@ class Cell:
         if self.readout.kind == "text":
             readout = "text"
             decoding = replace(self.decoding, seed=0) if greedy else self.decoding
+        elif self.readout.kind == "candidates":
+            readout = ("candidates", self.candidates)
         sample = None if decoding is None or greedy else self.sample
         # The repr of frozen dataclasses names every field and kind of vector, so that no two specifications are alike.
         decisive = (self.model, self.dtype, self.target_ids, self.write, readout, decoding, sample)
@@ -167,7 +175,7 @@ class Cell:
     @property
     def new_tokens(self) -> int:
         """How many tokens this cell may generate, at the most."""
-        return 1 if self.readout.kind == "next-token" else self.decoding.max_new_tokens
+        return self.decoding.max_new_tokens if self.readout.kind == "text" else 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,7 +191,7 @@ class TopToken:
 class Result:
     """What a Runner yields for the cell at `index` of its Plan; where that failed, `failure` says why.
 
-    `gaps` holds, per step, the difference between the two highest logits: below 1e-4 a step is a near-tie and what
+    `logprobs` holds, per candidate, the sum of its tokens' log-probabilities. `gaps` holds, per step, the difference between the two highest logits: below 1e-4 a step is a near-tie and what
     follows is not compared between runners (rule 9). Only the reference records it.
     """
 
@@ -193,6 +201,7 @@ class Result:
     finish_reason: FinishReason | None
     top: tuple[TopToken, ...] | None = None
     entropy: float | None = None
+    logprobs: tuple[float, ...] | None = None
     gaps: tuple[float, ...] = ()
     failure: str | None = None
 

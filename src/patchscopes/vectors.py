@@ -3,7 +3,8 @@
 Everything is computed in float32; the hook casts to the block's dtype when it writes (rule 4).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,6 +31,32 @@ def make_vector(vector: Vector, state_of: StateOf, model: Model) -> Float[Tensor
         case Neutral(state=state, like=like):
             w = state_of(like).float()
             return rescaled(state_of(state).float().to(w.device), w)
+
+
+def make_vectors(
+    vectors: Sequence[Vector], rows_of: Callable[[Sequence[State]], Tensor], model: Model
+) -> Float[Tensor, "vector d_model"]:
+    """As `make_vector`, for many at once; `rows_of` gives the float32 states that States name, one a row."""
+    made = torch.zeros(len(vectors), model.d_model, device=model.device)
+
+    def put(kind: type, make: Callable[[list[Any]], Tensor]) -> None:
+        at = [k for k, vector in enumerate(vectors) if type(vector) is kind]
+        if at:
+            made[at] = make([vectors[k] for k in at]).to(made)
+
+    def noise(found: list[Noise]) -> Tensor:
+        drawn = torch.from_numpy(np.stack([gaussian(vector, model.d_model) for vector in found])).to(made)
+        return _rescaled(drawn, rows_of([vector.like for vector in found]))
+
+    put(State, rows_of)
+    put(Noise, noise)
+    put(Neutral, lambda found: _rescaled(rows_of([v.state for v in found]), rows_of([v.like for v in found])))
+    return made
+
+
+def _rescaled(v: Float[Tensor, "vector d_model"], like: Float[Tensor, "vector d_model"]) -> Tensor:
+    norms = v.norm(dim=-1, keepdim=True)
+    return torch.where(norms > 0, v * (like.norm(dim=-1, keepdim=True) / norms), v)
 
 
 def rescaled(v: Float[Tensor, " d_model"], like: Float[Tensor, " d_model"]) -> Float[Tensor, " d_model"]:

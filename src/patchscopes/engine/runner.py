@@ -1,17 +1,19 @@
-"""The engine's loop: states, prefixes, then batch by batch prefill and decode."""
+"""The engine's loop: wave by wave the source states and prompts, then each group until its cells are done."""
 
-from collections.abc import Iterator, Mapping
+import gc
+from collections.abc import Iterator
 
 import psutil
 import torch
-from torch import Tensor
 
-from patchscopes.engine.batch import run_batch
-from patchscopes.engine.capture import capture_states
-from patchscopes.kv import Prefix, build_prefix
+from patchscopes.compute import compute_of
+from patchscopes.engine.group import GroupRun
+from patchscopes.engine.prompts import RunPrompts
+from patchscopes.engine.states import States
+from patchscopes.errors import OutOfMemoryError
 from patchscopes.models import Model
-from patchscopes.plan import Plan
-from patchscopes.spec import Result, State
+from patchscopes.plan import Plan, Wave
+from patchscopes.spec import Result
 
 
 class Engine:
@@ -21,20 +23,53 @@ class Engine:
         self.model = model
 
     def run(self, plan: Plan) -> Iterator[Result]:
-        """Yield one Result per cell as texts end."""
-        states: Mapping[State, Tensor] = capture_states(self.model, plan.source_batches)
-        last_use = {prefix: n for n, batch in enumerate(plan.batches) for prefix in batch.prefixes}
-        prefixes: dict[int, Prefix] = {}
-        for n, batch in enumerate(plan.batches):
-            for index in dict.fromkeys(batch.prefixes):
-                if index not in prefixes:
-                    prefixes[index] = build_prefix(self.model, plan.prefixes[index])
-            yield from run_batch(self.model, plan, batch, prefixes=prefixes, states=states)
-            prefixes = {index: prefix for index, prefix in prefixes.items() if last_use[index] > n}
+        """Yield one Result per cell as texts end. Raises OutOfMemoryError where one row alone does not fit."""
+        for wave in plan.waves:
+            yield from self._run_wave(plan, wave)
+
+    def _run_wave(self, plan: Plan, wave: Wave) -> Iterator[Result]:
+        compute = compute_of(self.model)
+        states = States(self.model, compute, wave.source_batches)
+        prompts = RunPrompts(self.model, compute, wave.prompts)
+        for group in wave.groups:
+            run = GroupRun(self.model, compute, plan, group)
+            while not run.done:
+                try:
+                    results = list(run.step(states, prompts))
+                except (MemoryError, RuntimeError) as error:
+                    if not is_out_of_memory(error):
+                        raise
+                    self._halve(run, error)
+                    continue
+                yield from results
+
+    def _halve(self, run: GroupRun, error: BaseException) -> None:
+        """Go on with half as many rows at once; what had not ended begins again, with the same result."""
+        n_rows = run.n_rows
+        if not run.halve():
+            raise OutOfMemoryError(
+                f"out of memory with one row at a time on {self.model.device} ({error}); shorten the prompt or "
+                "max_new_tokens, or free memory."
+            ) from error
+        # The error's traceback holds the tensors of the pass that failed.
+        error.__traceback__ = None
+        gc.collect()
+        if self.model.device.type == "cuda":
+            torch.cuda.empty_cache()
+        assert run.n_rows < n_rows
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether `error` says that memory ran out, on any device."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(
+        sign in str(error) for sign in ("DefaultCPUAllocator", "not enough memory", "can't allocate memory")
+    )
 
 
 def default_memory_bytes(device: torch.device) -> int:
-    """Half of what is free on `device` now: the budget of one batch where none is given."""
+    """Half of what is free on `device` now: the budget where none is given."""
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return free // 2

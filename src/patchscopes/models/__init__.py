@@ -1,6 +1,6 @@
 """Names → weights → a Model. The only files that know HF's class layout."""
 
 from patchscopes.models.loading import LoadOptions, load_by_name, wrap_in_memory
-from patchscopes.models.model import Model
+from patchscopes.models.model import Columns, Inputs, Model
 
-__all__ = ["LoadOptions", "Model", "load_by_name", "wrap_in_memory"]
+__all__ = ["Columns", "Inputs", "LoadOptions", "Model", "load_by_name", "wrap_in_memory"]

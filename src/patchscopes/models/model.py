@@ -7,8 +7,9 @@ import hashlib
 import inspect as pyinspect
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal, TypeVar
 
 import torch
 from jaxtyping import Float, Int
@@ -18,11 +19,26 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from patchscopes.errors import UnsupportedModelError
 from patchscopes.models.architectures import Architecture, rope_switch
 
+T = TypeVar("T")
+
 UNBOUNDED = 1_000_000
 # Of a config: where it was read, and by what, and what cells record themselves.
 INDECISIVE = frozenset(
     {"_name_or_path", "_commit_hash", "transformers_version", "architectures", "dtype", "eos_token_id"}
 )
+
+
+Columns = Literal["last", "all"]
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """What a forward pass runs. `mask` covers what is cached and what is run; padding stands on the left."""
+
+    ids: Int[Tensor, "row column"]
+    mask: Int[Tensor, "row context"] | None = None
+    position_ids: Int[Tensor, "row column"] | None = None
+    cache: object | None = None
 
 
 class Model:
@@ -57,6 +73,7 @@ class Model:
         self.max_context = int(getattr(config, "max_position_embeddings", None) or UNBOUNDED)
         self.rope_switch = rope_switch(hf.config)
         self._takes = frozenset(pyinspect.signature(hf.forward).parameters)
+        self._kept: dict[type, Any] = {}
 
     def __repr__(self) -> str:
         return (
@@ -120,6 +137,17 @@ class Model:
         d_head = int(getattr(config, "head_dim", None) or self.d_model // heads)
         return 2 * self.n_layers * kv_heads * d_head * self.dtype.itemsize
 
+    def kept(self, kind: type[T], make: "Callable[[Model], T]") -> T:
+        """What a higher floor has made for this model and keeps as long as the model lives, made at first use."""
+        if kind not in self._kept:
+            self._kept[kind] = make(self)
+        kept: T = self._kept[kind]
+        return kept
+
+    def keep(self, thing: object) -> None:
+        """Keep `thing` in the stead of what `kept` has of its kind."""
+        self._kept[type(thing)] = thing
+
     def describe(self) -> dict[str, object]:
         """Provenance of the model (rule 22), as plain JSON."""
         return {
@@ -146,12 +174,13 @@ class Model:
 
         `mask` covers what is cached and what is run; padding stands on the left.
         """
-        return self._forward(ids, mask, position_ids, cache, keep_last=True)[:, -1].float()
+        inputs = Inputs(ids, mask, position_ids, cache)
+        return self.forward(inputs, "last")[:, -1].float()
 
     @torch.no_grad()
     def all_logits(self, ids: Int[Tensor, "row column"]) -> Float[Tensor, "row column d_vocab"]:
         """Logits at every position of unpadded `ids`, in float32."""
-        return self._forward(ids, None, None, None, keep_last=False).float()
+        return self.forward(Inputs(ids), "all").float()
 
     @torch.no_grad()
     def unembed(self, states: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_vocab"]:
@@ -161,7 +190,11 @@ class Model:
             module = self._submodule(path)
             states = states if module is None else module(states)
         head = self.hf.get_output_embeddings()
-        logits: Tensor = head(states)
+        return self.scaled_logits(head(states)).float()
+
+    def scaled_logits(self, logits: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch n"]:
+        """The head's output with the family's scale and softcap: what the model calls logits (rule 13)."""
+        architecture = self.architecture
         config = self.hf.config.get_text_config(decoder=True)
         if architecture.logit_multiplier:
             logits = logits * getattr(config, architecture.logit_multiplier)
@@ -170,28 +203,27 @@ class Model:
         cap = getattr(config, architecture.softcap) if architecture.softcap else None
         if cap:
             logits = torch.tanh(logits / cap) * cap
-        return logits.float()
+        return logits
 
-    def _forward(
-        self,
-        ids: Tensor,
-        mask: Tensor | None,
-        position_ids: Tensor | None,
-        cache: object | None,
-        *,
-        keep_last: bool,
-    ) -> Tensor:
-        inputs: dict[str, Any] = {"input_ids": ids, "use_cache": cache is not None}
-        if mask is not None:
-            inputs["attention_mask"] = mask
+    @property
+    def final_norm(self) -> nn.Module | None:
+        """The norm between the last block and the head, where there is one."""
+        return self._submodule(self.architecture.final_norm)
+
+    @torch.no_grad()
+    def forward(self, inputs: Inputs, columns: Columns) -> Float[Tensor, "row column d_vocab"]:
+        """The model's own forward, with logits for all columns, or for the last alone where the model can do so."""
+        options: dict[str, Any] = {"input_ids": inputs.ids, "use_cache": inputs.cache is not None}
+        if inputs.mask is not None:
+            options["attention_mask"] = inputs.mask
         # BLOOM takes no position ids: its ALiBi counts the mask.
-        if position_ids is not None and "position_ids" in self._takes:
-            inputs["position_ids"] = position_ids
-        if cache is not None:
-            inputs["cache"] = cache
-        if keep_last and "logits_to_keep" in self._takes:
-            inputs["logits_to_keep"] = 1
-        logits: Tensor = self.hf(**inputs).logits
+        if inputs.position_ids is not None and "position_ids" in self._takes:
+            options["position_ids"] = inputs.position_ids
+        if inputs.cache is not None:
+            options["cache"] = inputs.cache
+        if columns == "last" and "logits_to_keep" in self._takes:
+            options["logits_to_keep"] = 1
+        logits: Tensor = self.hf(**options).logits
         return logits
 
     def _submodule(self, path: str | None) -> nn.Module | None:

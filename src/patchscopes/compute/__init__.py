@@ -1,0 +1,14 @@
+"""How a model's own modules run on this device: the same numbers to rounding, faster.
+
+    linear      weights repacked once for the matrix kernels that are fastest here
+    blocks      norms, gated MLPs and rotary embedding by small fused kernels
+    head        the vocabulary in chunks: logits are read where they are made
+
+No model's code is copied: a module is replaced only where what stands in for it gives the same on random input, and
+the self-check has the last word. Nothing is replaced outside a `with compute.installed()`.
+"""
+
+from patchscopes.compute.compute import Compute, compute_of
+from patchscopes.compute.head import Head
+
+__all__ = ["Compute", "Head", "compute_of"]

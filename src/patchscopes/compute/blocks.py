@@ -1,0 +1,114 @@
+"""What stands between the matrix products of a block: norms, gated MLPs, rotary embedding, by fused kernels.
+
+Each is found by what it is made of and taken only where it gives the same as the module's own forward on random input.
+"""
+
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from patchscopes import kernels
+from patchscopes.compute.linear import LinearFunction
+from patchscopes.kernels.ops import Activation
+
+CLOSE = 1e-5
+ROTARY = "apply_rotary_pos_emb"
+ACTIVATIONS: tuple[Activation, ...] = ("silu", "gelu")
+
+
+def norm_function(module: nn.Module) -> Callable[[Tensor], Tensor] | None:
+    """The kernel for an RMS norm, with its weight as it is (Llama) or one added (Gemma); None for anything else."""
+    weight, eps = getattr(module, "weight", None), getattr(module, "variance_epsilon", getattr(module, "eps", None))
+    if not isinstance(weight, Tensor) or weight.dim() != 1 or not isinstance(eps, float) or any(module.children()):
+        return None
+    if [name for name, _ in module.named_parameters()] != ["weight"]:
+        return None
+    x = torch.randn(4, weight.shape[0], generator=torch.Generator().manual_seed(0))
+    x[2:] *= 1e-2  # where eps decides
+    expected = module(x)
+    for scale in (weight.detach(), 1.0 + weight.detach()):
+        if torch.allclose(kernels.rms_norm(x, scale, eps), expected, rtol=CLOSE, atol=CLOSE):
+            return _norm(scale.contiguous(), eps)
+    return None
+
+
+def _norm(scale: Tensor, eps: float) -> Callable[[Tensor], Tensor]:
+    return lambda x: kernels.rms_norm(x if x.is_contiguous() else x.contiguous(), scale, eps)
+
+
+def mlp_function(module: nn.Module, linears: Mapping[nn.Module, LinearFunction]) -> Callable[[Tensor], Tensor] | None:
+    """down(act(gate(x)) · up(x)) for a gated MLP of packed linears; None for anything else."""
+    parts = [getattr(module, name, None) for name in ("gate_proj", "up_proj", "down_proj")]
+    gate, up, down = (linears.get(part) if isinstance(part, nn.Module) else None for part in parts)
+    if gate is None or up is None or down is None:
+        return None
+    x = torch.randn(3, 1, parts[0].in_features, generator=torch.Generator().manual_seed(0))  # type: ignore[union-attr]
+    try:
+        expected = module(x)
+    except (TypeError, ValueError, RuntimeError):
+        return None
+    for activation in ACTIVATIONS:
+        function = _mlp(gate, up, down, activation)
+        if isinstance(expected, Tensor) and torch.allclose(
+            function(x), expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max())
+        ):
+            return function
+    return None
+
+
+def _mlp(gate: LinearFunction, up: LinearFunction, down: LinearFunction, activation: Activation) -> LinearFunction:
+    return lambda x: down(kernels.gated(gate(x), up(x), activation))
+
+
+def rotary_places(blocks: Any) -> list[Any]:
+    """The Python modules whose `apply_rotary_pos_emb` the blocks call, where the kernel gives the same."""
+    places = {sys.modules[type(part).__module__] for block in blocks for part in block.modules()}
+    return [place for place in places if hasattr(place, ROTARY) and _turns_halves(getattr(place, ROTARY))]
+
+
+def _turns_halves(original: Callable[..., Any]) -> bool:
+    generator = torch.Generator().manual_seed(0)
+    q, k = (torch.randn(2, 3, n_heads, 16, generator=generator).transpose(1, 2) for n_heads in (4, 2))
+    cos, sin = torch.randn(2, 2, 3, 16, generator=generator)
+    try:
+        expected = original(q, k, cos, sin)
+    except (TypeError, ValueError, RuntimeError):
+        return False
+    found = _rotated(q, cos, sin), _rotated(k, cos, sin)
+    return all(torch.allclose(a, b, rtol=CLOSE, atol=CLOSE) for a, b in zip(found, expected, strict=True))
+
+
+@contextmanager
+def rotary_installed(places: list[Any]) -> Iterator[None]:
+    """While open, the rotary embedding of `places` runs by the kernel where its input allows."""
+    before = [getattr(place, ROTARY) for place in places]
+    try:
+        for place, original in zip(places, before, strict=True):
+            setattr(place, ROTARY, _rotary_over(original))
+        yield
+    finally:
+        for place, original in zip(places, before, strict=True):
+            setattr(place, ROTARY, original)
+
+
+def _rotary_over(original: Callable[..., Any]) -> Callable[..., Any]:
+    def rotate(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, *rest: Any, **options: Any) -> Any:
+        if rest or options or cos.dim() != 3 or cos.shape[-1] != q.shape[-1] or q.dtype != torch.float32:
+            return original(q, k, cos, sin, *rest, **options)
+        return _rotated(q, cos, sin), _rotated(k, cos, sin)
+
+    return rotate
+
+
+def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """x (row, head, column, d), as attention has it: a transposed view of (row, column, head, d)."""
+    rows, heads, columns, d = x.shape
+    lines = x.transpose(1, 2).reshape(rows * columns, heads, d)
+    if cos.shape[0] != rows and columns > 1:
+        cos, sin = cos.expand(rows, -1, -1), sin.expand(rows, -1, -1)
+    angles = cos.reshape(-1, d), sin.reshape(-1, d)
+    return kernels.rotary(lines, *angles).view(rows, columns, heads, d).transpose(1, 2)

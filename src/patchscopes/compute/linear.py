@@ -1,0 +1,75 @@
+"""Linear layers on float32 CPUs through oneDNN, with weights repacked once.
+
+PyTorch's default there is MKL, whose kernels are less than half as fast on some processors (docs/performance.md). Both
+round to float32 and no lower. Repacked weights are a second copy: where memory is short the plain ones serve, a few
+percent slower.
+"""
+
+from collections.abc import Callable, Mapping
+
+import psutil
+import torch
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+LinearFunction = Callable[[Tensor], Tensor]
+
+# What a packing is optimised for; others run as well (docs/performance.md).
+PACKED_FOR_ROWS = 480
+CLOSE = 1e-4
+
+
+def available() -> bool:
+    """Whether this PyTorch has what is needed: the operators that its own compiler packs weights with."""
+    return (
+        torch.backends.mkldnn.is_available()
+        and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
+        and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    )
+
+
+def takes(weight: Tensor) -> bool:
+    """Whether a weight can be packed: a plain float32 matrix on the CPU."""
+    return type(weight.data) is Tensor and weight.dtype == torch.float32 and weight.device.type == "cpu"
+
+
+def pack(weight: Tensor, bias: Tensor | None, *, repack: bool) -> LinearFunction:
+    """x ↦ x·weightᵀ + bias; `weight` has shape (out, in)."""
+    weight = weight.detach()
+    ready = torch.ops.mkldnn._reorder_linear_weight(weight, PACKED_FOR_ROWS) if repack else weight.contiguous()
+    run = torch.ops.mkldnn._linear_pointwise.default
+    kept_bias = None if bias is None else bias.detach()
+
+    def linear(x: Tensor) -> Tensor:
+        y: Tensor = run(x, ready, kept_bias, "none", [], "")
+        return y
+
+    return linear
+
+
+def linear_functions(modules: Mapping[nn.Module, bool]) -> dict[nn.Module, LinearFunction]:
+    """A function for each Linear and Conv1D of `modules` that can be packed and agrees with its own module.
+
+    The value says whether to repack.
+    """
+    found = {}
+    for module, repack in modules.items():
+        if type(module) not in (nn.Linear, Conv1D) or not takes(module.weight):
+            continue
+        weight = module.weight if isinstance(module, nn.Linear) else module.weight.t()
+        function = pack(weight, module.bias, repack=repack)
+        if agrees(module, function, weight.shape[1]):
+            found[module] = function
+    return found
+
+
+def agrees(module: Callable[[Tensor], Tensor], function: LinearFunction, d_in: int) -> bool:
+    """Whether the two give the same on random input, to rounding."""
+    x = torch.randn(3, 1, d_in, generator=torch.Generator().manual_seed(0))
+    expected = module(x)
+    return bool(torch.allclose(function(x), expected, rtol=CLOSE, atol=CLOSE * float(expected.abs().max())))
+
+
+def room_to_repack(n_bytes: int) -> bool:
+    """Whether a second copy of the weights leaves at least half of what is free."""
+    return 2 * n_bytes <= psutil.virtual_memory().available

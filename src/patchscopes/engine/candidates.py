@@ -1,0 +1,57 @@
+"""The log-probability of given answers: the first token is read where the prompt ends, the others from a pass of theirs."""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from patchscopes.compute import Compute
+from patchscopes.forward import Span, forward
+from patchscopes.kv import Rows
+from patchscopes.models import Model
+from patchscopes.spec import Cell
+
+
+def score(
+    model: Model,
+    compute: Compute,
+    rows: Rows,
+    cells: Sequence[Cell],
+    x: Float[Tensor, "row d_head_in"],
+    *,
+    at_once: int,
+) -> list[list[float]]:
+    """Per cell and candidate, the sum of its tokens' log-probabilities.
+
+    `x` is the head's input at the end of each prompt, whose keys and values `rows` has. An answer of n tokens costs
+    n − 1 tokens more, beside answers of the same length, `at_once` at a time.
+    """
+    widest = max(len(cell.candidates) for cell in cells)
+    firsts = [[ids[0] for ids in cell.candidates] + [0] * (widest - len(cell.candidates)) for cell in cells]
+    found = compute.head.logprobs(x, torch.tensor(firsts, device=x.device)).double().tolist()
+    scores = [row[: len(cell.candidates)] for row, cell in zip(found, cells, strict=True)]
+    pairs: dict[int, list[tuple[int, int]]] = {}
+    for row, cell in enumerate(cells):
+        for k, ids in enumerate(cell.candidates):
+            if len(ids) > 1:
+                pairs.setdefault(len(ids), []).append((row, k))
+    for several in pairs.values():
+        for first in range(0, len(several), at_once):
+            part = several[first : first + at_once]
+            answers = torch.tensor([cells[row].candidates[k] for row, k in part])
+            added = _rest(model, compute, rows, [row for row, _ in part], answers)
+            for (row, k), logprob in zip(part, added, strict=True):
+                scores[row][k] += logprob
+    return scores
+
+
+def _rest(model: Model, compute: Compute, rows: Rows, of: Sequence[int], answers: Tensor) -> list[float]:
+    """Σ ln p of the answers' tokens but the first."""
+    n_run = answers.shape[1] - 1
+    branch = rows.copied(torch.tensor(of), extra=n_run)
+    x = forward(model, compute, branch, Span(0, len(of)), answers[:, :-1], columns="all")
+    lines = x.reshape(len(of) * n_run, -1)
+    logprobs = compute.head.logprobs(lines, answers[:, 1:].reshape(-1, 1).to(lines.device))
+    sums: list[float] = logprobs.view(len(of), n_run).double().sum(1).tolist()
+    return sums

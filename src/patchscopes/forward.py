@@ -1,0 +1,67 @@
+"""One forward pass of rows: each from its own layer on, and what it gives is the head's input, not logits."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from patchscopes.compute import Compute
+from patchscopes.hooks import Entry, enter, replaced, returns_tuples
+from patchscopes.kv import Rows
+from patchscopes.models import Columns, Inputs, Model
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Rows `start`…`start + count − 1` of a Rows, which a pass runs."""
+
+    start: int
+    count: int
+
+
+@torch.no_grad()
+def forward(
+    model: Model,
+    compute: Compute,
+    rows: Rows,
+    span: Span,
+    ids: Int[Tensor, "row column"],
+    *,
+    entry: Entry | None = None,
+    columns: Columns = "last",
+) -> Float[Tensor, "row column d_head_in"]:
+    """Run `ids` behind what the rows of `span` have; the head's input at the last column, or at all of them."""
+    returns_tuples(model)  # known before anything is replaced
+    n_columns = ids.shape[1]
+    before = rows.n_shared + rows.lengths[span.start : span.start + span.count, None]
+    inputs = Inputs(
+        ids.to(model.device),
+        mask=rows.mask(span.start, span.count, n_columns),
+        position_ids=(before + torch.arange(n_columns)).to(model.device),
+        cache=rows.cache,
+    )
+    with without_head(model) as taken, compute.installed(), rows.running(span.start, span.count, n_columns):
+        if entry is None:
+            model.forward(inputs, columns)
+        else:
+            with enter(model, entry):
+                model.forward(inputs, columns)
+    return taken[0][:, -1:] if columns == "last" else taken[0]
+
+
+@contextmanager
+def without_head(model: Model) -> Iterator[list[Float[Tensor, "row column d_head_in"]]]:
+    """While open, forward passes leave out the head's product; what would enter it is put in the list."""
+    taken: list[Tensor] = []
+    head = model.hf.get_output_embeddings()
+    assert isinstance(head, nn.Module)
+
+    def take(x: Tensor) -> Tensor:
+        taken.append(x)
+        return x[..., :1]  # stands in for logits, which nobody reads
+
+    with replaced({head: take}):
+        yield taken

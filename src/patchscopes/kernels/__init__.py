@@ -1,0 +1,14 @@
+"""Small fused kernels for float32 on CPUs, and PyTorch's own operations where they cannot be had.
+
+    attend        a row's new keys join its own; its queries attend to the shared prefix and to those
+    rms_norm, gated, rotary        what stands between the matrix products of a block
+    argmax, softmax_sums, block_max        what is read from logits
+
+`kernels.cpp` is compiled once per machine, by its own compiler, and checked against PyTorch before it is used. Each
+function says what it computes; the kernel is only the faster way, and `native()` tells whether it is there.
+"""
+
+from patchscopes.kernels.native import Native, native
+from patchscopes.kernels.ops import argmax, block_max, gated, rms_norm, rotary, softmax_sums
+
+__all__ = ["Native", "argmax", "block_max", "gated", "native", "rms_norm", "rotary", "softmax_sums"]
