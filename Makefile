@@ -6,6 +6,8 @@
 VENV := .venv
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
+PEERS := .venv-peers
+PEERS_STAMP := $(PEERS)/.installed
 PYTHON ?=
 CANDIDATES := $(PYTHON)
 ifeq ($(strip $(PYTHON)),)
@@ -13,15 +15,17 @@ CANDIDATES := python3 python3.13 python3.12 python3.11 python3.14 python
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check fix clean
+.PHONY: help setup demo test check fix bench bench-quick bench-peers clean
 
 help:
 	@echo "make demo    inspect a real model's hidden states (sets up first)"
 	@echo "make test    the whole test suite (sets up first)"
 	@echo "make check   format, lint, types, floors, size budget"
 	@echo "make fix     format, and mend what ruff can mend"
+	@echo "make bench   speed and memory, beside other ways and what the machine can do: 15 quiet minutes"
+	@echo "             (bench-quick: 2 minutes; bench-peers: only set up $(PEERS), what we are compared with)"
 	@echo "make setup   only set up $(VENV)"
-	@echo "make clean   remove $(VENV) and caches; pulled models stay"
+	@echo "make clean   remove $(VENV), $(PEERS) and caches; pulled models stay"
 
 setup: $(STAMP)
 
@@ -42,9 +46,26 @@ fix: $(STAMP)
 	@$(VENV)/bin/ruff check --fix-only .
 	@$(VENV)/bin/ruff format .
 
+bench: $(STAMP) bench-peers
+	@$(PY) -m bench
+
+bench-quick: $(STAMP) bench-peers
+	@$(PY) -m bench --quick
+
+# What we are compared with gets an environment of its own, and the bench does without where that cannot be made. The
+# stamp is a copy of what was asked for.
+bench-peers: $(STAMP)
+	@if cmp -s bench/peers-requirements.txt $(PEERS_STAMP) && $(PEERS)/bin/python -c '' 2>/dev/null; then exit 0; fi; \
+	echo "Setting up $(PEERS), for comparison (once; some minutes)"; \
+	$(PY) -m venv --clear $(PEERS) \
+	    && $(PEERS)/bin/python -m pip install --quiet --quiet --disable-pip-version-check --no-input \
+	        -c constraints.txt -r bench/peers-requirements.txt \
+	    && cp bench/peers-requirements.txt $(PEERS_STAMP) \
+	    || { rm -rf $(PEERS); echo "make: $(PEERS) could not be set up; the bench runs without it" >&2; }
+
 clean:
-	rm -rf $(VENV) .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache build dist
-	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
+	rm -rf $(VENV) $(PEERS) .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache build dist
+	find src tests bench -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # An interpreter must run (a pyenv shim may not), be new enough, and be able to make an environment with pip in it
 # (Debian splits that off into python3-venv). The stamp is written last, so an interrupted setup is taken up again.

@@ -15,6 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "src" / "patchscopes"
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 TESTS = sorted((ROOT / "tests").rglob("*.py"))
+BENCH = sorted((ROOT / "bench").rglob("*.py"))
 
 MAX_FILE_LINES = 500
 MAX_FUNCTION_LINES = 60
@@ -91,7 +92,7 @@ def test_every_file_of_the_package_is_found() -> None:
 
 
 def test_files_are_short() -> None:
-    lengths = {path: len(path.read_text(encoding="utf-8").splitlines()) for path in (*SOURCES, *TESTS)}
+    lengths = {path: len(path.read_text(encoding="utf-8").splitlines()) for path in (*SOURCES, *TESTS, *BENCH)}
     long = [f"{where(path)} has {n} lines" for path, n in lengths.items() if n > MAX_FILE_LINES]
     assert not long, f"a file has at most {MAX_FILE_LINES} lines; make a package of it: {long}"
 
@@ -100,7 +101,7 @@ def test_functions_are_short() -> None:
     """From `def` to the last line, docstring included, decorators not."""
     long = [
         f"{where(path, function)} {function.name} has {n} lines"
-        for path in (*SOURCES, *TESTS)
+        for path in (*SOURCES, *TESTS, *BENCH)
         for function in functions(path)
         if (n := (function.end_lineno or 0) - function.lineno + 1) > MAX_FUNCTION_LINES
     ]
