@@ -19,7 +19,7 @@ from patchscopes.reference import Reference
 from patchscopes.resolve import parse_layers, resolve
 from patchscopes.resolve.layers import Layers
 from patchscopes.results import Results
-from patchscopes.run import Inspection, plan_inspection
+from patchscopes.run import Inspection, collector_paused, plan_inspection
 from patchscopes.selfcheck import check_model, require
 from patchscopes.settings import Settings
 from patchscopes.spec import Bos, Decoding, InspectionPrompt, Readout, ReadoutKind, Row, Source, Sweep
@@ -178,13 +178,15 @@ def prepare(
         bos=bos,
         seed=seed,
     )
-    resolved = resolve(model, sweep)
+    with collector_paused():
+        resolved = resolve(model, sweep)
     for message in resolved.warnings:
         warnings.warn(message, PatchscopesWarning, stacklevel=3)
     if memory_bytes is not None and memory_bytes <= 0:
         raise OptionError(f"memory_bytes is {memory_bytes}; it must be above 0, or None for half of what is free.")
     budget = Budget(memory_bytes if memory_bytes is not None else default_memory_bytes(model.device))
-    return plan_inspection(model, sweep, resolved, make_runner=RUNNERS[runner], runner_name=runner, budget=budget)
+    with collector_paused():
+        return plan_inspection(model, sweep, resolved, make_runner=RUNNERS[runner], runner_name=runner, budget=budget)
 
 
 def _several(value: Any) -> list[Any]:

@@ -23,6 +23,7 @@ from transformers import AttentionInterface
 from transformers.cache_utils import Cache, DynamicLayer
 
 from patchscopes.compute.attention import OwnKeys, Scoring, SharedKeys, attend
+from patchscopes.kernels.ops import runs_native
 from patchscopes.models import Model
 
 Sharing = Literal["shared", "copied"]
@@ -189,11 +190,10 @@ class Rows:
         """One block's buffers, made at first use like `keys` and `values` of shape (kv_head, token, d_head)."""
         pair = self._buffers[block]
         if pair is None:
-            # Zeros, not empty memory: a masked column takes part in 0 · v, and 0 · NaN is NaN.
-            pair = self._buffers[block] = tuple(
-                like.new_zeros(self._n_rows, like.shape[0], self._capacity, like.shape[2]) for like in (keys, values)
-            )  # type: ignore[assignment]
-        assert pair is not None
+            shapes = [(self._n_rows, like.shape[0], self._capacity, like.shape[2]) for like in (keys, values)]
+            # Zeros where masked columns take part: in 0 · v, and 0 · NaN is NaN. The kernel never looks at them.
+            make = keys.new_empty if self._sharing == "shared" and runs_native(keys, values) else keys.new_zeros
+            pair = self._buffers[block] = make(shapes[0]), make(shapes[1])
         return pair
 
 

@@ -119,12 +119,12 @@ def tops_as_results(
     texts = {token: token_text(model, token) for token in {token for row in ids for token in row}}
     results = []
     for row, (cell, index) in enumerate(zip(cells, indices, strict=True)):
-        if not math.isfinite(values[row][0]):
+        k, tokens, logprobs = cell.readout.top_k, ids[row], values[row]
+        if not math.isfinite(logprobs[0]):
             results.append(Result(index, None, None, None, failure=NOT_FINITE))
             continue
-        k = cell.readout.top_k
-        top = tuple(TopToken(texts[t], t, v) for t, v in zip(ids[row][:k], values[row][:k], strict=True))
-        results.append(Result(index, top[0].token, (top[0].token_id,), "length", top, entropies[row]))
+        top = tuple(map(TopToken, map(texts.__getitem__, tokens[:k]), tokens[:k], logprobs[:k]))
+        results.append(Result(index, top[0].token, (tokens[0],), "length", top, entropies[row]))
     return results
 
 

@@ -11,9 +11,10 @@ tokens, BOS counted. Nothing here imports torch.
 """
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable
 from dataclasses import KW_ONLY, dataclass, field, replace
-from typing import Literal
+from functools import lru_cache
+from typing import Literal, NamedTuple
 
 SCHEMA = "patchscopes.rows/1"
 
@@ -164,8 +165,11 @@ class Cell:
             readout = ("candidates", self.candidates)
         sample = None if decoding is None or greedy else self.sample
         # The repr of frozen dataclasses names every field and kind of vector, so that no two specifications are alike.
-        decisive = (self.model, self.dtype, self.target_ids, self.write, readout, decoding, sample)
-        return hashlib.sha256(repr(decisive).encode()).hexdigest()[:32]
+        write = "None" if self.write is None else _written(self.write)
+        decisive = (
+            f"({self.model!r}, {self.dtype!r}, {_text(self.target_ids)}, {write}, {readout!r}, {decoding!r}, {sample!r})"
+        )
+        return hashlib.sha256(decisive.encode()).hexdigest()[:32]
 
     @property
     def read_position(self) -> int:
@@ -178,8 +182,19 @@ class Cell:
         return self.decoding.max_new_tokens if self.readout.kind == "text" else 1
 
 
-@dataclass(frozen=True, slots=True)
-class TopToken:
+@lru_cache(maxsize=8192)
+def _text(value: Hashable) -> str:
+    """The repr of ids or vectors, which many cells have in common."""
+    return repr(value)
+
+
+def _written(write: Write) -> str:
+    """The repr of a Write, from parts that many have in common."""
+    parts = f"site={write.site!r}, positions={write.positions!r}, vectors={_text(write.vectors)}, mode={write.mode!r}"
+    return f"Write({parts})"
+
+
+class TopToken(NamedTuple):
     """One candidate for the next token; `logprob` in nats."""
 
     token: str

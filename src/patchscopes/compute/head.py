@@ -17,8 +17,7 @@ from patchscopes import kernels
 from patchscopes.compute import linear
 from patchscopes.models import Model
 
-CHUNK = 8192
-BLOCK = 64
+CHUNK = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,9 +30,8 @@ class Best:
 
 @dataclass(frozen=True, slots=True)
 class Distribution:
-    """Of each row: ln Σ e^logit, entropy in nats, and the k most likely tokens with their log-probabilities."""
+    """Of each row: entropy in nats, and the k most likely tokens with their log-probabilities."""
 
-    log_normalizer: Float[Tensor, " row"]
     entropy: Float[Tensor, " row"]
     logprobs: Float[Tensor, "row k"]
     tokens: Int[Tensor, "row k"]
@@ -60,15 +58,10 @@ class Head:
 
     def best(self, x: Float[Tensor, "row d_head_in"]) -> Best:
         """The most likely token of each row. Scale and softcap keep the order, so they are left out."""
-        found = []
+        top = kernels.Top.none(x.shape[0], 1, x.device)
         for start, chunk in self._chunks:
-            values, indices = kernels.argmax(chunk(x))
-            found.append((values, indices + start))
-        values = torch.stack([value for value, _ in found])
-        # The first chunk that holds the largest: max() gives the first index, and NaN where there is one.
-        which = values.max(dim=0)
-        tokens = torch.stack([index for _, index in found])
-        return Best(which.values, tokens.gather(0, which.indices[None])[0])
+            top = kernels.top_k(chunk(x), start, top)
+        return Best(top.values[:, 0], top.indices[:, 0])
 
     def logits(self, x: Float[Tensor, "row d_head_in"]) -> Float[Tensor, "row d_vocab"]:
         """All logits in float32."""
@@ -76,10 +69,19 @@ class Head:
 
     def distribution(self, x: Float[Tensor, "row d_head_in"], k: int) -> Distribution:
         """The next token's distribution."""
-        joined = _Joined(k)
+        sums, top = [], kernels.Top.none(x.shape[0], k, x.device)
         for start, part in self._parts(x):
-            joined.add(start, part)
-        return joined.result()
+            sums.append(kernels.softmax_sums(part))
+            top = kernels.top_k(part, start, top)
+        high, total, weighted = torch.stack(sums).double().unbind(-1)
+        highest = high.amax(0)
+        scale = (high - highest).exp()
+        z = (total * scale).sum(0)
+        # Σ (x − highest) e^(x − highest), from each chunk's sums around its own largest
+        shifted = ((weighted + (high - highest) * total) * scale).sum(0)
+        normalizer = highest + z.log()
+        logprobs = top.values.double() - normalizer[:, None]
+        return Distribution((z.log() - shifted / z).float(), logprobs.float(), top.indices)
 
     def logprobs(
         self, x: Float[Tensor, "row d_head_in"], tokens: Int[Tensor, "row token"]
@@ -101,48 +103,3 @@ class Head:
 def _log_normalizer(sums: Sequence[Tensor]) -> Tensor:
     stacked = torch.stack(list(sums))
     return torch.logsumexp(stacked[..., 0] + stacked[..., 1].log(), dim=0)
-
-
-class _Joined:
-    """Sums and the best k over chunks."""
-
-    def __init__(self, k: int) -> None:
-        self._k = k
-        self._sums: list[Tensor] = []
-        self._values: list[Tensor] = []
-        self._tokens: list[Tensor] = []
-
-    def add(self, start: int, part: Float[Tensor, "row chunk"]) -> None:
-        self._sums.append(kernels.softmax_sums(part))
-        values, tokens = _top(part, min(self._k, part.shape[1]))
-        self._values.append(values)
-        self._tokens.append(tokens + start)
-
-    def result(self) -> Distribution:
-        sums = torch.stack(self._sums).double()
-        high, total, weighted = sums[..., 0], sums[..., 1], sums[..., 2]
-        top = high.amax(0)
-        scale = (high - top).exp()
-        z = (total * scale).sum(0)
-        # Σ (x − top) e^(x − top), from each chunk's sums around its own largest
-        shifted = ((weighted + (high - top) * total) * scale).sum(0)
-        entropy = z.log() - shifted / z
-        values, tokens = torch.cat(self._values, -1), torch.cat(self._tokens, -1)
-        best = values.topk(min(self._k, values.shape[1]), dim=-1)
-        normalizer = top + z.log()
-        logprobs = best.values.double() - normalizer[:, None]
-        return Distribution(
-            normalizer.float(), entropy.float(), logprobs.float(), tokens.gather(1, best.indices)
-        )
-
-
-def _top(x: Float[Tensor, "row n"], k: int) -> tuple[Float[Tensor, "row k"], Int[Tensor, "row k"]]:
-    """The k largest of each row: they stand in the k blocks with the largest maxima, so only those are sorted."""
-    n = x.shape[1]
-    if n < 4 * k * BLOCK or n % BLOCK:
-        top = x.topk(k, dim=-1)
-        return top.values, top.indices
-    blocks = kernels.block_max(x, BLOCK).topk(k, dim=-1).indices
-    columns = (blocks[..., None] * BLOCK + torch.arange(BLOCK, device=x.device)).flatten(1)
-    top = x.gather(1, columns).topk(k, dim=-1)
-    return top.values, columns.gather(1, top.indices)

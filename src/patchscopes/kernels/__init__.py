@@ -2,13 +2,13 @@
 
     attend        a row's new keys join its own; its queries attend to the shared prefix and to those
     rms_norm, gated, rotary        what stands between the matrix products of a block
-    argmax, softmax_sums, block_max        what is read from logits
+    top_k, softmax_sums        what is read from logits
 
 `kernels.cpp` is compiled once per machine, by its own compiler, and checked against PyTorch before it is used. Each
 function says what it computes; the kernel is only the faster way, and `native()` tells whether it is there.
 """
 
 from patchscopes.kernels.native import Native, native
-from patchscopes.kernels.ops import argmax, block_max, gated, rms_norm, rotary, softmax_sums
+from patchscopes.kernels.ops import Top, gated, rms_norm, rotary, softmax_sums, top_k
 
-__all__ = ["Native", "argmax", "block_max", "gated", "native", "rms_norm", "rotary", "softmax_sums"]
+__all__ = ["Native", "Top", "gated", "native", "rms_norm", "rotary", "softmax_sums", "top_k"]

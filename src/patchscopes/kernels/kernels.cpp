@@ -39,9 +39,9 @@ inline float largest(vec v) {
 }
 
 inline bool any(ivec v) {
-    int found = 0;
-    for (int i = 0; i < W; i++) found |= v[i];
-    return found != 0;
+    typedef int64_t words __attribute__((vector_size(64), may_alias));
+    words w = (words)v;
+    return ((w[0] | w[1]) | (w[2] | w[3]) | (w[4] | w[5]) | (w[6] | w[7])) != 0;
 }
 
 // e^x as 2^n times a polynomial (Cephes); relative error about 1e-7. Below -87 it is 0 to float32's precision.
@@ -346,35 +346,40 @@ void ps_attend(const Attention *attention) {
         }
 }
 
-// Per row of (row, n): the largest value, and the first index that has it; NaN where there is a NaN.
-void ps_argmax(const float *x, int64_t rows, int64_t n, int64_t stride, float *value, int64_t *index) {
+// Per row of (row, n): the k largest values so far and their indices from `first` on, in falling order; of equal values
+// the first stays. `value` and `index` (row, k) hold what earlier chunks gave. A NaN makes the row's values NaN.
+void ps_top_k(const float *x, int64_t rows, int64_t n, int64_t stride, int64_t k, int64_t first, float *value,
+              int64_t *index) {
 #pragma omp parallel for schedule(static)
     for (int64_t r = 0; r < rows; r++) {
         const float *a = x + r * stride;
-        vec m[4] = {splat(-INFINITY), splat(-INFINITY), splat(-INFINITY), splat(-INFINITY)};
+        float *v = value + r * k;
+        int64_t *at = index + r * k;
+        auto consider = [&](int64_t i) {
+            if (!(a[i] > v[k - 1])) return;
+            int64_t j = k - 1;
+            for (; j > 0 && a[i] > v[j - 1]; j--) v[j] = v[j - 1], at[j] = at[j - 1];
+            v[j] = a[i], at[j] = first + i;
+        };
         ivec nan = {};
         int64_t i = 0;
-        for (; i + 4 * W <= n; i += 4 * W)
+        for (; i + 4 * W <= n; i += 4 * W) {
+            ivec hit = {};
             for (int j = 0; j < 4; j++) {
-                vec v = load(a + i + j * W);
-                m[j] = larger(v, m[j]);
-                nan |= v != v;
+                vec u = load(a + i + j * W);
+                hit |= u > splat(v[k - 1]);
+                nan |= u != u;
             }
-        float high = largest(larger(larger(m[0], m[1]), larger(m[2], m[3])));
+            if (any(hit))
+                for (int64_t j = i; j < i + 4 * W; j++) consider(j);
+        }
         bool bad = any(nan);
         for (; i < n; i++) {
-            high = a[i] > high ? a[i] : high;
             bad |= a[i] != a[i];
+            consider(i);
         }
-        int64_t k = 0;
-        for (; k + 8 * W <= n; k += 8 * W) {
-            ivec hit = {};
-            for (int j = 0; j < 8; j++) hit |= load(a + k + j * W) == splat(high);
-            if (any(hit)) break;
-        }
-        while (k < n && a[k] != high) k++;
-        value[r] = bad ? NAN : high;
-        index[r] = k < n ? k : 0;
+        if (bad)
+            for (int64_t j = 0; j < k; j++) v[j] = NAN;
     }
 }
 
@@ -413,22 +418,6 @@ void ps_softmax_sums(const float *x, int64_t rows, int64_t n, int64_t stride, fl
         sums[3 * r + 1] = static_cast<float>(total);
         sums[3 * r + 2] = static_cast<float>(weighted);
     }
-}
-
-// Per row of (row, n): the largest value of each block of `block`.
-void ps_block_max(const float *x, int64_t rows, int64_t n, int64_t stride, int64_t block, float *out) {
-    int64_t blocks = (n + block - 1) / block;
-#pragma omp parallel for schedule(static)
-    for (int64_t r = 0; r < rows; r++)
-        for (int64_t b = 0; b < blocks; b++) {
-            const float *a = x + r * stride + b * block;
-            int64_t size = (b + 1) * block <= n ? block : n - b * block, i = 0;
-            vec m = splat(-INFINITY);
-            for (; i + W <= size; i += W) m = larger(load(a + i), m);
-            float high = largest(m);
-            for (; i < size; i++) high = a[i] > high ? a[i] : high;
-            out[r * blocks + b] = high;
-        }
 }
 
 }  // extern "C"

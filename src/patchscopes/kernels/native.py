@@ -26,9 +26,8 @@ _SIGNATURES = {
     "ps_gelu_gated": (_POINTER, _POINTER, _POINTER, _INT),
     "ps_rotary": (_POINTER, _POINTER, _POINTER, _POINTER, _INT, _INT, _INT, _INT, _INT),
     "ps_attend": (_POINTER,),
-    "ps_argmax": (_POINTER, _INT, _INT, _INT, _POINTER, _POINTER),
+    "ps_top_k": (_POINTER, _INT, _INT, _INT, _INT, _INT, _POINTER, _POINTER),
     "ps_softmax_sums": (_POINTER, _INT, _INT, _INT, _POINTER),
-    "ps_block_max": (_POINTER, _INT, _INT, _INT, _INT, _POINTER),
 }
 
 

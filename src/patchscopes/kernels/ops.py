@@ -1,5 +1,6 @@
 """What the kernels compute, each in PyTorch's own operations, with the kernel in their stead where it can run."""
 
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -60,15 +61,35 @@ def rotary(
     return out
 
 
-def argmax(x: Float[Tensor, "row n"]) -> tuple[Float[Tensor, " row"], Int[Tensor, " row"]]:
-    """The largest value of each row, NaN where it has a NaN, and the first index that holds it."""
+@dataclass(frozen=True, slots=True)
+class Top:
+    """The k largest values of each row, falling, and where they stand; NaN where the row has a NaN."""
+
+    values: Float[Tensor, "row k"]
+    indices: Int[Tensor, "row k"]
+
+    @classmethod
+    def none(cls, rows: int, k: int, device: torch.device) -> "Top":
+        """Nothing seen yet."""
+        return cls(
+            torch.full((rows, k), float("-inf"), device=device), torch.zeros(rows, k, dtype=torch.int64, device=device)
+        )
+
+
+def top_k(x: Float[Tensor, "row n"], first: int, so_far: Top) -> Top:
+    """The largest of `so_far` and of `x`, whose columns count from `first`; may overwrite `so_far`."""
     library = native().library
-    if library is None or not runs_native(x):
-        best = x.max(dim=-1)
-        return best.values, best.indices
-    values, indices = x.new_empty(x.shape[0]), torch.empty(x.shape[0], dtype=torch.int64)
-    library.ps_argmax(x.data_ptr(), *x.shape, x.stride(0), values.data_ptr(), indices.data_ptr())
-    return values, indices
+    k = so_far.values.shape[1]
+    if library is None or not runs_native(x, so_far.values):
+        here = x.topk(min(k, x.shape[1]), dim=-1)
+        values = torch.cat((so_far.values, here.values.to(so_far.values)), -1)
+        indices = torch.cat((so_far.indices, here.indices + first), -1)
+        best = values.topk(k, dim=-1)
+        return Top(best.values, indices.gather(1, best.indices))
+    library.ps_top_k(
+        x.data_ptr(), *x.shape, x.stride(0), k, first, so_far.values.data_ptr(), so_far.indices.data_ptr()
+    )
+    return so_far
 
 
 def softmax_sums(x: Float[Tensor, "row n"]) -> Float[Tensor, "row 3"]:
@@ -83,16 +104,3 @@ def softmax_sums(x: Float[Tensor, "row n"]) -> Float[Tensor, "row 3"]:
     sums = x.new_empty(x.shape[0], 3)
     library.ps_softmax_sums(x.data_ptr(), *x.shape, x.stride(0), sums.data_ptr())
     return sums
-
-
-def block_max(x: Float[Tensor, "row n"], block: int) -> Float[Tensor, "row block"]:
-    """The largest value of each `block` neighbours of a row; the last block may be shorter."""
-    library = native().library
-    rows, n = x.shape
-    blocks = -(-n // block)
-    if library is None or not runs_native(x):
-        padded = torch.nn.functional.pad(x, (0, blocks * block - n), value=float("-inf"))
-        return padded.view(rows, blocks, block).amax(-1)
-    out = x.new_empty(rows, blocks)
-    library.ps_block_max(x.data_ptr(), rows, n, x.stride(0), block, out.data_ptr())
-    return out

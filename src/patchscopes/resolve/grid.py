@@ -1,13 +1,13 @@
 """The resolved grid: points (source, position), targets (inspection prompts), and how a request is made of them."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from patchscopes.analysis.matching import leaked
 from patchscopes.errors import ContextLengthError
 from patchscopes.models import Model
 from patchscopes.prompts import Target, Tokenized
-from patchscopes.spec import Cell, Ids, Request, Site, State, Sweep, Vector, Write
+from patchscopes.spec import Cell, Ids, Request, Site, State, Status, Sweep, Vector, Write
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,13 +60,30 @@ class Variant:
 
 
 @dataclass(frozen=True, slots=True)
+class _Common:
+    """What all requests at one point and target have in common."""
+
+    expect: tuple[str, ...]
+    flags: tuple[str, ...]
+    reached: bool  # whether a write at the last layer reaches what is read
+
+
+@dataclass(frozen=True, slots=True)
 class Grid:
-    """A sweep on a model, with everything looked up."""
+    """A sweep on a model, with everything looked up. `identity` and `dtype` are the model's."""
 
     model: Model
     sweep: Sweep
     points: tuple[Point, ...]
     targets: tuple[Target, ...]
+    identity: str
+    dtype: str
+    _commons: dict[tuple[int, int, int], _Common] = field(default_factory=dict, compare=False, repr=False)
+
+    @classmethod
+    def of(cls, model: Model, sweep: Sweep, points: tuple[Point, ...], targets: tuple[Target, ...]) -> "Grid":
+        """The grid of these points and targets."""
+        return cls(model, sweep, points, targets, model.identity, model.dtype_name)
 
     @property
     def samples(self) -> range:
@@ -85,22 +102,33 @@ class Grid:
         """A request that writes `vectors` over the placeholders of `target`; `layers` are (ℓ, ℓ*)."""
         source_layer, target_layer = layers
         write = Write(Site(target_layer), target.positions, vectors)
-        cell = self.cell(target.tokenized.ids, write, variant.sample)
-        request = replace(
-            self._request(target, cell, variant, point),
-            source_layer=source_layer,
-            target_layer=target_layer,
-            target_positions=target.positions,
+        common = self._common(target, point)
+        status: Status = "ok"
+        reason = None
+        if target_layer == self.model.n_layers and not common.reached:
+            status = "inert"
+            reason = (
+                f"a write at the last layer ({target_layer}) reaches only its own position, and the text is read at "
+                f"position {len(target.tokenized.ids) - 1}"
+            )
+        return Request(
+            target.prompt.label,
+            self.cell(target.tokenized.ids, write, variant.sample),
+            point.tokenized.text if point is not None else None,
+            point.source_index if point is not None else None,
+            point.position if point is not None else None,
+            point.token if point is not None else None,
+            source_layer,
+            target_layer,
+            target.positions,
+            variant.control,
+            variant.draw,
+            variant.sample,
+            common.expect,
+            common.flags,
+            status,
+            reason,
         )
-        if 0 in target.positions and not target.tokenized.has_bos:
-            request = replace(request, flags=(*request.flags, "target-sink"))
-        if target_layer != self.model.n_layers or cell.read_position in target.positions:
-            return request
-        reason = (
-            f"a write at the last layer ({target_layer}) reaches only its own position, and the text is read at "
-            f"position {cell.read_position}"
-        )
-        return replace(request, status="inert", reason=reason)
 
     def unwritten(self, target: Target, tokenized: Tokenized, variant: Variant, *, point: Point | None) -> Request:
         """A request that runs `tokenized` and writes nothing."""
@@ -118,7 +146,7 @@ class Grid:
     def cell(self, ids: Ids, write: Write | None, sample: int) -> Cell:
         """The computation on `ids` with `write`, as this sweep reads and decodes it."""
         sweep = self.sweep
-        return Cell(self.model.identity, self.model.dtype_name, ids, write, sweep.readout, sweep.decoding, sample)
+        return Cell(self.identity, self.dtype, ids, write, sweep.readout, sweep.decoding, sample)
 
     @property
     def new_tokens(self) -> int:
@@ -126,19 +154,16 @@ class Grid:
         return 1 if self.sweep.readout.kind == "next-token" else self.sweep.decoding.max_new_tokens
 
     def _request(self, target: Target, cell: Cell | None, variant: Variant, point: Point | None) -> Request:
-        expect = point.expect if point is not None else self._shared_expectation()
-        flags = tuple(point.flags()) if point is not None else ()
-        shown = point.text if point is not None else ""
-        if expect and leaked(expect, prompt=target.tokenized.text, source=shown):
-            flags = (*flags, "leaked")
+        """A request without a write."""
+        common = self._common(target, point)
         request = Request(
             target.prompt.label,
             cell,
             control=variant.control,
             draw=variant.draw,
             sample=variant.sample,
-            expect=expect,
-            flags=flags,
+            expect=common.expect,
+            flags=tuple(flag for flag in common.flags if flag != "target-sink"),
         )
         if point is None:
             return request
@@ -149,6 +174,22 @@ class Grid:
             position=point.position,
             token=point.token,
         )
+
+    def _common(self, target: Target, point: Point | None) -> _Common:
+        key = (-1, -1, id(target)) if point is None else (point.source_index, point.position, id(target))
+        if key not in self._commons:
+            self._commons[key] = self._find_common(target, point)
+        return self._commons[key]
+
+    def _find_common(self, target: Target, point: Point | None) -> _Common:
+        expect = point.expect if point is not None else self._shared_expectation()
+        flags = tuple(point.flags()) if point is not None else ()
+        shown = point.text if point is not None else ""
+        if expect and leaked(expect, prompt=target.tokenized.text, source=shown):
+            flags = (*flags, "leaked")
+        if 0 in target.positions and not target.tokenized.has_bos:
+            flags = (*flags, "target-sink")
+        return _Common(expect, flags, len(target.tokenized.ids) - 1 in target.positions)
 
     def _shared_expectation(self) -> tuple[str, ...]:
         """The expected answers where all sources have the same: a control without a source has none of its own."""

@@ -39,7 +39,7 @@ def resolve(model: Model, sweep: Sweep) -> Resolved:
     if len(failures) == len(by_source):
         raise _all_failed(list(failures.values()))
     points = tuple(point for found in by_source if isinstance(found, tuple) for point in found)
-    grid = Grid(model, sweep, points, targets)
+    grid = Grid.of(model, sweep, points, targets)
     requests: list[Request] = []
     for index, found in enumerate(by_source):
         if isinstance(found, tuple):
@@ -53,11 +53,13 @@ def resolve(model: Model, sweep: Sweep) -> Resolved:
 
 
 def _cells(grid: Grid, point: Point) -> Iterator[Request]:
+    states = {layer: point.state(layer) for layer in grid.sweep.source_layers}
+    variants = [Variant(sample=sample) for sample in grid.samples]
     for layers in grid.sweep.layer_pairs():
         for target in grid.targets:
-            for sample in grid.samples:
-                vectors = (point.state(layers[0]),) * len(target.positions)
-                yield grid.request(target, vectors, layers, Variant(sample=sample), point=point)
+            vectors = (states[layers[0]],) * len(target.positions)
+            for variant in variants:
+                yield grid.request(target, vectors, layers, variant, point=point)
 
 
 def _target(model: Model, sweep: Sweep, index: int) -> Target:
