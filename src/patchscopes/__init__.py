@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from patchscopes.models import Model
     from patchscopes.results import Results
     from patchscopes.spec import InspectionPrompt, Row, Source
+    from patchscopes.store import open_run
 
 __version__ = "0.1.0"
 
@@ -28,6 +29,7 @@ _HOMES = {
     "Source": "spec",
     "inspect": "api",
     "load": "api",
+    "open_run": "store",
     "prepare": "api",
     "stream": "api",
 }
@@ -43,6 +45,7 @@ __all__ = [
     "__version__",
     "inspect",
     "load",
+    "open_run",
     "prepare",
     "stream",
 ]

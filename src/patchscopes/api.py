@@ -5,6 +5,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from os import PathLike
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypedDict, Unpack
 
@@ -19,7 +20,7 @@ from patchscopes.reference import Reference
 from patchscopes.resolve import parse_layers, resolve
 from patchscopes.resolve.layers import Layers
 from patchscopes.results import Results
-from patchscopes.run import Inspection, collector_paused, plan_inspection
+from patchscopes.run import Inspection, collector_paused
 from patchscopes.selfcheck import check_model, require
 from patchscopes.settings import Settings
 from patchscopes.spec import Bos, Decoding, InspectionPrompt, Readout, ReadoutKind, Row, Source, Sweep
@@ -95,6 +96,7 @@ class InspectOptions(TypedDict, total=False):
     n_samples, temperature: samples per cell; temperature 0 is greedy.
     bos: "auto" leaves the BOS token to the tokenizer; "always" and "never" override it.
     memory_bytes: budget of one batch; half of what is free where None.
+    run: a directory that keeps rows as they finish; the same call again does only what remains.
     """
 
     prompt: Prompts
@@ -115,6 +117,7 @@ class InspectOptions(TypedDict, total=False):
     temperature: float
     bos: Bos
     memory_bytes: int | None
+    run: str | PathLike[str] | None
 
 
 def inspect(model: Model, sources: Sources, **options: Unpack[InspectOptions]) -> Results:
@@ -154,10 +157,12 @@ def prepare(
     temperature: float = 0.0,
     bos: Bos = "auto",
     memory_bytes: int | None = None,
+    run: str | PathLike[str] | None = None,
 ) -> Inspection:
     """As `inspect`, but resolves and checks all of the request and runs nothing.
 
-    The Inspection's `.results()` runs it, `.rows()` yields rows as they finish, `.plan` says what it takes.
+    The Inspection's `.results()` runs it, `.rows()` yields rows as they finish, `.plan` says what it takes. With `run`,
+    what remains is found, and its plan made, when it is run.
     """
     if not isinstance(model, Model):
         raise OptionError(f"the first argument is a model from load(), not a {type(model).__name__}: {model!r}.")
@@ -185,8 +190,12 @@ def prepare(
     if memory_bytes is not None and memory_bytes <= 0:
         raise OptionError(f"memory_bytes is {memory_bytes}; it must be above 0, or None for half of what is free.")
     budget = Budget(memory_bytes if memory_bytes is not None else default_memory_bytes(model.device))
-    with collector_paused():
-        return plan_inspection(model, sweep, resolved, make_runner=RUNNERS[runner], runner_name=runner, budget=budget)
+    folder = None if run is None else Path(run)
+    inspection = Inspection(model, sweep, resolved, RUNNERS[runner], runner, budget, folder)
+    if folder is None:
+        with collector_paused():
+            inspection.compile()
+    return inspection
 
 
 def _several(value: Any) -> list[Any]:

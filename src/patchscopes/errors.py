@@ -8,7 +8,8 @@ PatchscopesError                what the user can mend: exit code 2 on the comma
 │   ├── PromptError             no such library prompt, or one that this model cannot use
 │   ├── SourceError             an empty or unreadable source
 │   ├── ContextLengthError      prompt plus new tokens beyond the model's context
-│   └── OptionError             an option with a value that it cannot take
+│   ├── OptionError             an option with a value that it cannot take
+│   └── SpecFileError           a specification file that cannot be read, or a key of it that is wrong
 ├── ModelError                  the model cannot be used
 │   ├── UnknownModelError       neither a registry name, nor a path, nor a hub id that resolves
 │   ├── ModelFilesError         files missing, damaged or with a wrong hash
@@ -17,6 +18,9 @@ PatchscopesError                what the user can mend: exit code 2 on the comma
 │   └── DeviceError             a dtype or device that is not there
 ├── PullError                   a download that did not succeed
 ├── OutOfMemoryError            not even one row fits in memory
+├── StoreError                  a run directory that cannot be written or read, or is none
+│   ├── RunInUseError           another process is writing to it
+│   └── RunChangedError         it holds a run of another specification or model
 └── OutputError                 results cannot be written where asked
 """
 
@@ -35,9 +39,13 @@ __all__ = [
     "PositionError",
     "PromptError",
     "PullError",
+    "RunChangedError",
+    "RunInUseError",
     "SelfCheckError",
     "SourceError",
     "SpecError",
+    "SpecFileError",
+    "StoreError",
     "UnknownModelError",
     "UnsupportedModelError",
 ]
@@ -79,6 +87,10 @@ class OptionError(SpecError):
     """An option with a value that it cannot take."""
 
 
+class SpecFileError(SpecError):
+    """A specification file that cannot be read, or a key of it that is unknown or has a wrong value."""
+
+
 class ModelError(PatchscopesError):
     """The model cannot be used."""
 
@@ -109,6 +121,18 @@ class PullError(PatchscopesError):
 
 class OutOfMemoryError(PatchscopesError):
     """Memory ran out with a single row."""
+
+
+class StoreError(PatchscopesError):
+    """A run directory that cannot be written or read, or is none."""
+
+
+class RunInUseError(StoreError):
+    """Another process is writing to the run directory."""
+
+
+class RunChangedError(StoreError):
+    """The run directory holds a run of another specification or model; the message says what differs."""
 
 
 class OutputError(PatchscopesError):

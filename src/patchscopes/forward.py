@@ -32,7 +32,7 @@ def forward(
     *,
     entry: Entry | None = None,
     columns: Columns = "last",
-) -> Float[Tensor, "row column d_head_in"]:
+) -> Float[Tensor, "row read d_head_in"]:
     """Run `ids` behind what the rows of `span` have; the head's input at the last column, or at all of them."""
     returns_tuples(model)  # known before anything is replaced
     n_columns = ids.shape[1]

@@ -1,15 +1,18 @@
-"""The one loop: requests → distinct cells → Plan → Runner → rows, as they finish.
+"""The one loop: requests → those without a row → distinct cells → Plan → Runner → rows, kept as they finish.
 
 An `Inspection` is a request that has been resolved and found good. Nothing has run yet: what follows can only be
 slow, interrupted or refused by memory, and either way every request ends as exactly one row.
 """
 
 import gc
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from pathlib import Path
 
 from patchscopes.analysis.matching import matches
+from patchscopes.errors import RunChangedError
 from patchscopes.kv import sharing
 from patchscopes.models import Model
 from patchscopes.plan import Budget, ModelShape, Plan, Runner, compile_plan
@@ -17,6 +20,7 @@ from patchscopes.provenance import provenance
 from patchscopes.resolve import Resolved
 from patchscopes.results import Results
 from patchscopes.spec import Cell, Request, Result, Row, Sweep
+from patchscopes.store import Head, Writer, open_writer
 
 
 @contextmanager
@@ -35,35 +39,102 @@ def collector_paused() -> Iterator[None]:
 
 
 @dataclass(frozen=True, slots=True)
-class Inspection:
-    """A resolved sweep on a model, its plan, and the runner to run it with.
+class Work:
+    """What remains to be done.
 
-    `plan` holds each distinct cell once; `askers[k]` are the requests that ask for cell k of it.
+    `idle` are requests that need no run; `plan` holds each distinct cell of the others once, and `askers[k]` are the
+    requests that ask for cell k of it.
     """
+
+    idle: tuple[int, ...]
+    plan: Plan
+    askers: tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """A resolved sweep on a model, and the runner to run it with; `folder` keeps rows where there is one."""
 
     model: Model
     sweep: Sweep
     resolved: Resolved
     make_runner: Callable[[Model], Runner]
     runner_name: str
-    plan: Plan
-    askers: tuple[tuple[int, ...], ...]
+    budget: Budget
+    folder: Path | None = None
 
     @property
     def requests(self) -> tuple[Request, ...]:
         """One per row, in the order of Results."""
         return self.resolved.requests
 
-    def rows(self) -> Iterator[tuple[int, Row]]:
-        """Run, and yield (index of the request, row) as rows finish: first those that need no run."""
+    @cached_property
+    def identities(self) -> tuple[str | None, ...]:
+        """The identity of each request's cell; None where it has none."""
+        return tuple(None if request.cell is None else request.cell.identity() for request in self.requests)
+
+    @cached_property
+    def work(self) -> Work:
+        """All that is asked for. Raises OptionError where one row alone is over the budget."""
+        return self.remaining(())
+
+    @property
+    def plan(self) -> Plan:
+        """The plan of all that is asked for, with its cost."""
+        return self.work.plan
+
+    def compile(self) -> Plan:
+        """Make the plan now. Raises OptionError where one row alone is over the budget."""
+        return self.plan
+
+    def remaining(self, done: Collection[int]) -> Work:
+        """What is asked for by requests other than `done`: equal identities run once and give a row each.
+
+        Raises OptionError where one row alone is over the budget.
+        """
+        idle: list[int] = []
+        cells: dict[str, Cell] = {}
+        askers: dict[str, list[int]] = {}
         for index, request in enumerate(self.requests):
-            if request.status != "ok":
-                yield index, self.row(request)
-        if not self.plan.cells:
+            identity = self.identities[index]
+            if index in done:
+                continue
+            if request.cell is None or identity is None or request.status != "ok":
+                idle.append(index)
+                continue
+            cells.setdefault(identity, request.cell)
+            askers.setdefault(identity, []).append(index)
+        plan = compile_plan(tuple(cells.values()), shape_of(self.model), self.budget)
+        return Work(tuple(idle), plan, tuple(map(tuple, askers.values())))
+
+    def run(self, work: Work) -> Iterator[tuple[int, Row]]:
+        """Yield (index of the request, row) as rows finish: first those that need no run."""
+        for index in work.idle:
+            yield index, self.row(index)
+        if not work.plan.cells:
             return
-        for result in self.make_runner(self.model).run(self.plan):
-            for index in self.askers[result.index]:
-                yield index, self.row(self.requests[index], result)
+        for result in self.make_runner(self.model).run(work.plan):
+            for index in work.askers[result.index]:
+                yield index, self.row(index, result)
+
+    @contextmanager
+    def session(self) -> Iterator["Session"]:
+        """Open `folder`, where there is one, and find out what remains.
+
+        Raises what `patchscopes.store.open_writer` raises, and OptionError where a row is over the budget.
+        """
+        if self.folder is None:
+            yield Session(self, None, self.work)
+            return
+        with open_writer(self.folder, self.head()) as writer:
+            self._check(writer)
+            yield Session(self, writer, self.remaining(writer.done) if writer.done else self.work)
+
+    def rows(self) -> Iterator[tuple[int, Row]]:
+        """Every row with the index of its request: first those that were kept, then the others as they finish."""
+        with self.session() as session:
+            yield from session.kept().items()
+            yield from session.rows()
 
     def results(self, rows: Mapping[int, Row] | None = None) -> Results:
         """All rows in order; runs what there is where none are given.
@@ -74,17 +145,15 @@ class Inspection:
             with collector_paused():
                 rows = dict(self.rows())
         done = rows
-        complete = len(done) == len(self.requests)
-        skipped = {"status": "skipped", "reason": "interrupted before this cell was run"}
+        skipped = "interrupted before this cell was run"
         ordered = [
-            done[index] if index in done else self.row(replace(request, **skipped))  # type: ignore[arg-type]
-            for index, request in enumerate(self.requests)
+            done[index] if index in done else self.row(index, skipped=skipped) for index in range(len(self.requests))
         ]
         return Results(
             ordered,
             model=self.model.describe(),
             spec=self.spec(),
-            complete=complete,
+            complete=len(done) == len(self.requests),
             warnings=self.resolved.warnings,
         )
 
@@ -92,13 +161,31 @@ class Inspection:
         """The full specification and the software that ran it (rule 22), as plain JSON."""
         return provenance(self.sweep, runner=self.runner_name)
 
-    def row(self, request: Request, result: Result | None = None) -> Row:
-        """A request with its result, or with the reason why it has none."""
-        cell = request.cell
+    def head(self) -> Head:
+        """What a run of this is of, as a store needs to know it."""
+        sweep = asdict(self.sweep)
+        made_by = {key: value for key, value in self.spec().items() if key not in sweep}
+        model = self.model
+        return Head(sweep, model.identity, model.describe(), made_by, len(self.requests), self.resolved.warnings)
+
+    def _check(self, writer: Writer) -> None:
+        """Raise RunChangedError where a kept row is of another cell than its request by now asks for."""
+        for index, row in writer.done.items():
+            if index >= len(self.requests) or row.cell != self.identities[index]:
+                raise RunChangedError(
+                    f"{self.folder} has, at row {index}, another cell than is asked for: the same specification is "
+                    "resolved otherwise here (another tokenizer or version?). Give another directory."
+                )
+
+    def row(self, index: int, result: Result | None = None, *, skipped: str | None = None) -> Row:
+        """The request at `index` with its result, or with the reason why it has none."""
+        request = self.requests[index]
+        if skipped is not None:
+            request = replace(request, status="skipped", reason=skipped)
         if result is not None and result.failure is not None:
             request, result = replace(request, status="failed", reason=result.failure), None
         return Row(
-            cell=cell.identity() if cell is not None else None,
+            cell=self.identities[index],
             source=request.source,
             source_index=request.source_index,
             position=request.position,
@@ -126,28 +213,29 @@ class Inspection:
         )
 
 
-def plan_inspection(
-    model: Model,
-    sweep: Sweep,
-    resolved: Resolved,
-    *,
-    make_runner: Callable[[Model], Runner],
-    runner_name: str,
-    budget: Budget,
-) -> Inspection:
-    """Compile the distinct cells of `resolved`: equal identities run once and give a row each.
+@dataclass(frozen=True, slots=True)
+class Session:
+    """An inspection that is open to be run. `writer` keeps what finishes, where the inspection has a folder."""
 
-    Raises OptionError where one row alone is over the budget.
-    """
-    cells: dict[str, Cell] = {}
-    askers: dict[str, list[int]] = {}
-    for index, request in enumerate(resolved.requests):
-        if request.cell is not None and request.status == "ok":
-            identity = request.cell.identity()
-            cells.setdefault(identity, request.cell)
-            askers.setdefault(identity, []).append(index)
-    plan = compile_plan(tuple(cells.values()), shape_of(model), budget)
-    return Inspection(model, sweep, resolved, make_runner, runner_name, plan, tuple(map(tuple, askers.values())))
+    inspection: Inspection
+    writer: Writer | None
+    work: Work
+
+    @property
+    def n_kept(self) -> int:
+        """How many rows were there before."""
+        return len(self.writer.done) if self.writer is not None else 0
+
+    def kept(self) -> dict[int, Row]:
+        """The rows that were there before, by the index of their request."""
+        return self.writer.stored() if self.writer is not None else {}
+
+    def rows(self) -> Iterator[tuple[int, Row]]:
+        """Run what remains, keep it, and yield (index of the request, row) as rows finish."""
+        for index, row in self.inspection.run(self.work):
+            if self.writer is not None:
+                self.writer.append(index, row)
+            yield index, row
 
 
 def shape_of(model: Model) -> ModelShape:

@@ -71,7 +71,9 @@ def test_what_failed_or_is_inert_is_shown_with_its_reason() -> None:
     assert "inert: reaches nothing" in shown
     assert "failed: source 1" in shown
     assert "1 inert, 1 failed" in shown
-    assert "interrupted, not complete" in shown
+    assert "1 failed · not complete" in shown
+    skipped = make_row(text=None, token_ids=None, status="skipped", reason="interrupted")
+    assert "interrupted, not complete" in as_text(results(skipped, complete=False))
 
 
 def test_next_tokens_are_shown_with_probabilities() -> None:

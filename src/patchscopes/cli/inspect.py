@@ -1,15 +1,13 @@
 """`patchscopes inspect`: sources in, rows out."""
 
 import signal
-import sys
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from patchscopes.cli.sources import read_sources
+from patchscopes.sources import read_sources
 from patchscopes.spec import Row
 
 if TYPE_CHECKING:
@@ -78,12 +76,19 @@ def model_options(command: Callable[..., Any]) -> Callable[..., Any]:
     "--format", "as_format", type=click.Choice(["table", "json", "jsonl", "csv"]), default="table", show_default=True
 )
 @click.option("--out", default=None, help="Write here instead of standard output.")
+@click.option(
+    "--run", default=None, help="A directory that keeps rows as they finish; the same again does what remains."
+)
 def inspect_command(**options: Any) -> int:
     """Read the hidden states of SOURCE… in words, layer by layer, beside controls."""
     sources = read_sources(options.pop("source"), options.pop("sources_file"))
     as_format, out = options.pop("as_format"), options.pop("out")
     from patchscopes.cli.output import opened
 
+    if options["run"] is not None:
+        from patchscopes.store import check_folder
+
+        check_folder(options["run"])
     with opened(out) as file:
         collector = _Collector(as_format, file)
         name = options["model"]
@@ -131,24 +136,27 @@ class _Collector:
 
     def run(self, inspection: "Inspection") -> bool:
         """Run to the end or to Ctrl-C; True where it was interrupted."""
-        from patchscopes.cli.output import write_row
+        from patchscopes.cli.progress import announce, progress
 
-        cost = inspection.plan.cost
-        click.echo(
-            f"{len(inspection.requests):,} rows to do: {len(inspection.plan.cells):,} distinct cells, at most "
-            f"{cost.forward_passes:,} forward passes and {cost.flops / 1e12:.1f} TFLOP",
-            err=True,
-        )
         try:
-            with _progress(len(inspection.requests)) as advance:
-                for index, row in inspection.rows():
-                    self._rows[index] = row
-                    if self._format == "jsonl":
-                        write_row(row, self._file)
-                    advance()
+            with inspection.session() as session:
+                announce(session)
+                for index, row in session.kept().items():
+                    self._take(index, row)
+                with progress(session) as advance:
+                    for index, row in session.rows():
+                        self._take(index, row)
+                        advance(row)
         except KeyboardInterrupt:
             return True
         return False
+
+    def _take(self, index: int, row: Row) -> None:
+        from patchscopes.cli.output import write_row
+
+        self._rows[index] = row
+        if self._format == "jsonl":
+            write_row(row, self._file)
 
     def finish(self, inspection: "Inspection", out: str | None) -> None:
         from patchscopes.cli.output import report_counts, write_provenance, write_results, write_row
@@ -177,22 +185,3 @@ class _Collector:
         results: Results = Results([], model={"id": model}, spec={}, complete=False)
         if self._format != "jsonl":
             write_results(results, self._format, self._file, to_file=False)
-
-
-def _progress(total: int) -> Any:
-    """A bar on standard error where that is a terminal; else nothing. Yields a function to call per row."""
-    if not sys.stderr.isatty():
-        return nullcontext(lambda: None)
-    from contextlib import contextmanager
-
-    @contextmanager
-    def bar() -> Any:
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-        columns = (TextColumn("cells"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-            task = progress.add_task("cells", total=total)
-            yield lambda: progress.advance(task)
-
-    return bar()

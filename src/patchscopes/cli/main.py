@@ -16,6 +16,8 @@ from patchscopes import __version__
 from patchscopes.cli.inspect import inspect_command
 from patchscopes.cli.look import demo_command, prompts_command, tokens_command
 from patchscopes.cli.models import models_group
+from patchscopes.cli.run import run_command
+from patchscopes.cli.show import show_command
 from patchscopes.errors import PatchscopesError, PatchscopesWarning
 
 EXIT_OURS, EXIT_USER, EXIT_INTERRUPTED = 1, 2, 130
@@ -30,7 +32,15 @@ def group() -> None:
     """
 
 
-for command in (inspect_command, models_group, prompts_command, tokens_command, demo_command):
+for command in (
+    inspect_command,
+    run_command,
+    show_command,
+    models_group,
+    prompts_command,
+    tokens_command,
+    demo_command,
+):
     group.add_command(command)
 
 

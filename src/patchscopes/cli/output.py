@@ -4,16 +4,16 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Protocol, cast, runtime_checkable
+from typing import IO, Protocol, cast, get_args, runtime_checkable
 
 import click
 
 from patchscopes.errors import OutputError
 from patchscopes.results import Results, row_to_json
-from patchscopes.spec import Row
+from patchscopes.spec import Row, Status
 
 
 @runtime_checkable
@@ -102,6 +102,11 @@ def write_provenance(results: Results, out: str) -> None:
         file.write(json.dumps(head, ensure_ascii=False, indent=2) + "\n")
 
 
+def in_words(counts: Mapping[str, int]) -> str:
+    """How many rows have each status, ok first (rule 21)."""
+    return ", ".join(f"{counts[status]:,} {status}" for status in get_args(Status) if counts.get(status)) or "none"
+
+
 def report_counts(results: Results, seconds: float) -> None:
     """Counts by status, failed sources and what ran, on standard error (rules 21 and 22)."""
     failed = [row for row in results if row.status == "failed" and row.control is None and row.position is None]
@@ -112,7 +117,7 @@ def report_counts(results: Results, seconds: float) -> None:
             f"{len(failed)} of {len({r.source_index for r in results if r.source_index is not None})} sources failed",
             err=True,
         )
-    counts = ", ".join(f"{n:,} {status}" for status, n in results.counts.items() if n)
+    counts = in_words(results.counts)
     model, versions = results.model, results.spec.get("versions", {})
     shown = " ".join(
         f"{name} {version}" for name, version in versions.items() if name in ("patchscopes", "torch", "transformers")

@@ -114,7 +114,8 @@ def counts(results: Record) -> str:
     """How many rows there are, by status (rule 21)."""
     n_cells = sum(row.control is None for row in results)
     by_status = ", ".join(f"{n:,} {status}" for status, n in results.counts.items()) or "none"
-    state = "" if results.complete else " · interrupted, not complete"
+    interrupted = "interrupted, " if results.counts.get("skipped") else ""
+    state = "" if results.complete else f" · {interrupted}not complete"
     kinds = f" ({n_cells:,} of cells, {len(results) - n_cells:,} of controls)" if len(results) > n_cells else ""
     return f"{len(results):,} rows: {by_status}{state}{kinds}"
 

@@ -1,8 +1,9 @@
-"""Where sources come from on the command line: arguments, a file or standard input; lines or JSONL."""
+"""Where sources come from: arguments, a file of lines or JSONL, standard input, a list in a specification file."""
 
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 from patchscopes.errors import SourceError
 from patchscopes.spec import Source
@@ -15,10 +16,31 @@ def read_sources(arguments: tuple[str, ...], file: str | None) -> list[Source]:
     if arguments and file is not None:
         raise SourceError("sources were given both as arguments and by --sources; give one of them.")
     if file is not None:
-        return _parse(_read(file), "standard input" if file == "-" else file)
+        return read_sources_file(file)
     if not arguments:
         raise SourceError('no source was given; write one, e.g. patchscopes inspect "Diana, Princess of Wales".')
     return [Source(text) for text in arguments]
+
+
+def read_sources_file(file: str) -> list[Source]:
+    """The sources in `file`, lines or JSONL, or in standard input where that is "-"; raises SourceError."""
+    return _parse(_read(file), "standard input" if file == "-" else file)
+
+
+def source_from(entry: Any, where: str) -> Source:
+    """A source from a JSON object with text, at and expect; raises SourceError, which begins with `where`."""
+    shown = json.dumps(entry, ensure_ascii=False, default=repr)[:80]
+    if not isinstance(entry, dict) or not isinstance(entry.get("text"), str):
+        raise SourceError(f'{where} needs a "text", as in {{"text": "I went to Spain", "at": "Spain"}}: {shown}')
+    if unknown := sorted(map(str, set(entry) - KEYS)):
+        raise SourceError(f"{where} has unknown keys {', '.join(unknown)}; the keys are text, at and expect.")
+    at, expect = entry.get("at"), entry.get("expect", [])
+    expect = [expect] if isinstance(expect, str) else expect
+    if not (at is None or isinstance(at, str | int)) or isinstance(at, bool):
+        raise SourceError(f'{where}: "at" must be a text or a whole number, not {at!r}.')
+    if not isinstance(expect, list) or not all(isinstance(answer, str) for answer in expect):
+        raise SourceError(f'{where}: "expect" must be an answer or a list of answers, not {expect!r}.')
+    return Source(entry["text"], at=at, expect=tuple(expect))
 
 
 def _read(file: str) -> str:
@@ -52,14 +74,4 @@ def _from_json(line: str, where: str) -> Source:
         entry = json.loads(line)
     except json.JSONDecodeError as error:
         raise SourceError(f"{where} is not JSON ({error.msg} at column {error.colno}): {line[:80]}") from error
-    if not isinstance(entry, dict) or not isinstance(entry.get("text"), str):
-        raise SourceError(f'{where} needs a "text", as in {{"text": "I went to Spain", "at": "Spain"}}: {line[:80]}')
-    if unknown := sorted(set(entry) - KEYS):
-        raise SourceError(f"{where} has unknown keys {', '.join(unknown)}; the keys are text, at and expect.")
-    at, expect = entry.get("at"), entry.get("expect", [])
-    expect = [expect] if isinstance(expect, str) else expect
-    if not (at is None or isinstance(at, str | int)) or isinstance(at, bool):
-        raise SourceError(f'{where}: "at" must be a text or a whole number, not {at!r}.')
-    if not isinstance(expect, list) or not all(isinstance(answer, str) for answer in expect):
-        raise SourceError(f'{where}: "expect" must be an answer or a list of answers, not {expect!r}.')
-    return Source(entry["text"], at=at, expect=tuple(expect))
+    return source_from(entry, where)

@@ -1,0 +1,48 @@
+"""`patchscopes run`: a specification file in, a run directory out."""
+
+import time
+
+import click
+
+
+@click.command("run")
+@click.argument("spec", type=click.Path())
+@click.option("--out", required=True, help="The run directory: it keeps rows as they finish.")
+def run_command(spec: str, out: str) -> int:
+    """Run the specification in SPEC (TOML, YAML or JSON); the same command again does only what remains.
+
+    Its keys are model, revision, dtype, device, trust_remote_code, sources or sources_file, and the options of
+    patchscopes inspect with _ in place of -. Rows are kept in --out as they finish; patchscopes show reads them.
+    """
+    from patchscopes.store import check_folder
+
+    check_folder(out)
+    from patchscopes import api
+    from patchscopes.cli.output import in_words
+    from patchscopes.cli.progress import announce, progress
+    from patchscopes.specfile import read_spec
+
+    asked = read_spec(spec)
+    model = api.load(asked.model, notify=lambda message: click.echo(message, err=True), **asked.load_options)
+    inspection = api.prepare(model, asked.sources, run=out, **asked.options)
+    start, interrupted = time.monotonic(), False
+    with inspection.session() as session:
+        announce(session)
+        try:
+            with progress(session) as advance:
+                for _, row in session.rows():
+                    advance(row)
+        except KeyboardInterrupt:
+            interrupted = True
+    assert session.writer is not None
+    total = session.writer.counts.total()
+    click.echo(
+        f"{total:,} of {len(inspection.requests):,} rows ({in_words(session.writer.counts)}) are in {out}; "
+        f"{total - session.n_kept:,} were done now, in {time.monotonic() - start:.1f} s",
+        err=True,
+    )
+    click.echo(
+        "interrupted; the same command goes on from here" if interrupted else f"see them with: patchscopes show {out}",
+        err=True,
+    )
+    return 130 if interrupted else 0

@@ -1,0 +1,162 @@
+"""A specification file: three formats say the same, and every fault is told by its key."""
+
+import json
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import pytest
+
+from patchscopes.api import InspectOptions, load
+from patchscopes.errors import SpecFileError
+from patchscopes.spec import InspectionPrompt, Source
+from patchscopes.specfile import INSPECT_OPTIONS, LOAD_OPTIONS, read_spec
+
+TOML = """
+model = "gemma3-270m"
+dtype = "bfloat16"
+sources = ["I went to Spain", {text = "I went to Japan", at = "Japan", expect = ["Tokyo"]}]
+prompt = ["token-identity", {text = "The capital of {}", placeholder = "x"}]
+source_layers = [0, 4]
+temperature = 1
+stop = "\\n"
+memory_bytes = 1000000
+"""
+YAML = """
+model: gemma3-270m
+dtype: bfloat16
+sources:
+  - I went to Spain
+  - {text: I went to Japan, at: Japan, expect: [Tokyo]}
+prompt: [token-identity, {text: "The capital of {}", placeholder: x}]
+source_layers: [0, 4]
+temperature: 1
+stop: "\\n"
+memory_bytes: 1000000
+"""
+
+
+def written(folder: Path, values: dict[str, Any] | str, name: str = "spec.json") -> Path:
+    file = folder / name
+    file.write_text(values if isinstance(values, str) else json.dumps(values), encoding="utf-8")
+    return file
+
+
+def refused(file: Path) -> str:
+    with pytest.raises(SpecFileError) as error:
+        read_spec(file)
+    assert file.name in str(error.value)
+    return str(error.value)
+
+
+def test_three_formats_say_the_same(tmp_path: Path) -> None:
+    import tomllib
+
+    specs = [
+        read_spec(written(tmp_path, TOML, "a.toml")),
+        read_spec(written(tmp_path, YAML, "a.yaml")),
+        read_spec(written(tmp_path, YAML, "a.YML")),
+        read_spec(written(tmp_path, tomllib.loads(TOML), "a.json")),
+    ]
+    assert specs[1:] == specs[:1] * 3
+    spec = specs[0]
+    assert (spec.model, spec.load_options) == ("gemma3-270m", {"dtype": "bfloat16"})
+    assert spec.sources == (Source("I went to Spain"), Source("I went to Japan", at="Japan", expect=("Tokyo",)))
+    assert spec.options == {
+        "prompt": ["token-identity", InspectionPrompt("The capital of {}", placeholder="x")],
+        "source_layers": [0, 4],
+        "temperature": 1,
+        "stop": "\n",
+        "memory_bytes": 1_000_000,
+    }
+
+
+def test_the_keys_are_the_options_of_load_and_inspect() -> None:
+    assert set(INSPECT_OPTIONS) == set(get_type_hints(InspectOptions)) - {"run"}
+    assert set(LOAD_OPTIONS) - {"model"} == set(get_type_hints(load)) - {
+        "name_or_hf_model",
+        "tokenizer",
+        "notify",
+        "return",
+    }
+
+
+def test_sources_in_a_file_of_their_own_are_found_beside_the_specification(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "words.txt").write_text("the cat\nhello\n")
+    spec = read_spec(written(tmp_path, {"sources_file": "data/words.txt"}))
+    assert spec.sources == (Source("the cat"), Source("hello"))
+    assert spec.model == "smollm2-135m"
+    assert "cannot read" in refused(written(tmp_path, {"sources_file": "data/absent.txt"}))
+
+
+BAD: list[tuple[dict[str, Any], str]] = [
+    ({"sed": 1}, "unknown key 'sed'; did you mean seed?"),
+    ({"max_new_token": 1}, "did you mean max_new_tokens?"),
+    ({"source-layers": "all"}, "did you mean source_layers?"),
+    ({"zzz": 1}, "the keys are model, revision"),
+    ({"run": "x"}, "unknown key 'run'"),
+    ({"seed": "3"}, 'seed is "3"; it must be a whole number.'),
+    ({"seed": True}, "seed is true; it must be a whole number."),
+    ({"temperature": "hot"}, 'temperature is "hot"; it must be a number.'),
+    ({"readout": "next_token"}, "it must be 'text', 'next-token' (did you mean 'next-token'?)."),
+    ({"prompt": 3}, "prompt is 3; it must be a text or a table with text, name, placeholder"),
+    ({"prompt": {"txt": "a {}"}}, "prompt is"),
+    ({"prompt": ["a {}", 3]}, "prompt is"),
+    ({"source_layers": [0, "a"]}, 'source_layers is [0, "a"]; it must be'),
+    ({"source_layers": 1.5}, "source_layers is 1.5; it must be a text or a whole number or a list (of whole numbers)."),
+    ({"controls": 0}, "controls is 0; it must be a list (of texts)."),
+    ({"trust_remote_code": "yes"}, 'trust_remote_code is "yes"; it must be true or false.'),
+    ({"model": 7}, "model is 7; it must be a text."),
+    ({"sources": "the cat"}, 'sources is "the cat"; it must be a list'),
+    ({"sources": []}, "sources is []; it must be a list"),
+    ({"sources": ["a", 3]}, 'sources[1] needs a "text"'),
+    ({"sources": [{"text": "a", "expct": "b"}]}, "sources[0] has unknown keys expct"),
+    ({"sources": [{"text": "a", "at": [1]}]}, 'sources[0]: "at" must be'),
+    ({"sources_file": "words.txt"}, "both sources and sources_file are given"),
+]
+
+
+@pytest.mark.parametrize(("change", "said"), BAD)
+def test_what_is_wrong_is_told_by_key(tmp_path: Path, change: dict[str, Any], said: str) -> None:
+    import yaml
+
+    values = {"sources": ["the cat"], **change}
+    assert said in refused(written(tmp_path, values))
+    assert said in refused(written(tmp_path, yaml.safe_dump(values), "spec.yaml"))
+    toml = "\n".join(f"{json.dumps(key)} = {_toml(value)}" for key, value in values.items())
+    assert said in refused(written(tmp_path, toml, "spec.toml"))
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{json.dumps(key)} = {_toml(entry)}" for key, entry in value.items()) + "}"
+    return f"[{', '.join(map(_toml, value))}]" if isinstance(value, list) else json.dumps(value)
+
+
+def test_all_faults_are_told_at_once(tmp_path: Path) -> None:
+    said = refused(written(tmp_path, {"sed": 1, "draws": "two"}))
+    assert all(words in said for words in ("did you mean seed", "draws is", "neither sources nor sources_file"))
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("a.toml", "model = ", "cannot be read as TOML"),
+        ("a.toml", "seed = 1\nseed = 2", "cannot be read as TOML"),
+        ("a.yaml", "a: [1", "cannot be read as YAML"),
+        ("a.yaml", "seed: 1\nseed: 2", "'seed' is given twice"),
+        ("a.json", '{"seed": 1, "seed": 2}', "'seed' is given twice"),
+        ("a.json", "{", "cannot be read as JSON"),
+        ("a.json", "[1]", "holds no keys"),
+        ("a.yaml", "", "holds no keys"),
+        ("a.txt", "", "name it .toml, .yaml, .yml, .json"),
+    ],
+)
+def test_a_file_that_is_none_is_told(tmp_path: Path, name: str, text: str, said: str) -> None:
+    assert said in refused(written(tmp_path, text, name))
+
+
+def test_unreadable_files_are_told(tmp_path: Path) -> None:
+    assert "No such file" in refused(tmp_path / "absent.toml")
+    (tmp_path / "latin.toml").write_bytes(b'model = "caf\xe9"')
+    assert "is not UTF-8" in refused(tmp_path / "latin.toml")
