@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, TypedDict, Unpack
+from typing import Any, TypedDict, Unpack, get_args
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -83,7 +83,8 @@ class InspectOptions(TypedDict, total=False):
         "phrase#2", "re:…", "span:…" (a cell per token), "text:…".
     source_layers: ℓ, where states are read: "all" (0…n_layers), an int, range or sequence, or "0-12", "0-4,8".
     target_layers: ℓ*, where they are written: "same" pairs (ℓ, ℓ); anything else gives the product.
-    readout: "text" generates; "next-token" reads the next token's distribution.
+    readout: "text" generates; "next-token" reads the next token's distribution; "candidates" scores given answers.
+    candidates: answers to score with readout "candidates", a row each; each joins the prompt with one space.
     max_new_tokens: length of a text, in tokens.
     stop: strings that end a text and are cut off it.
     expect: accepted answers; rows then say whether the text matches.
@@ -104,6 +105,7 @@ class InspectOptions(TypedDict, total=False):
     source_layers: Layers
     target_layers: Layers
     readout: ReadoutKind
+    candidates: str | Sequence[str]
     max_new_tokens: int
     stop: str | Sequence[str]
     expect: str | Sequence[str]
@@ -144,6 +146,7 @@ def prepare(
     source_layers: Layers = "all",
     target_layers: Layers = "same",
     readout: ReadoutKind = "text",
+    candidates: str | Sequence[str] = (),
     max_new_tokens: int = 20,
     stop: str | Sequence[str] = (),
     expect: str | Sequence[str] = (),
@@ -166,7 +169,7 @@ def prepare(
     """
     if not isinstance(model, Model):
         raise OptionError(f"the first argument is a model from load(), not a {type(model).__name__}: {model!r}.")
-    _check_choices(readout=(readout, ("text", "next-token")), runner=(runner, RUNNERS), bos=(bos, BOS_CHOICES))
+    _check_choices(readout=(readout, get_args(ReadoutKind)), runner=(runner, RUNNERS), bos=(bos, BOS_CHOICES))
     same = isinstance(target_layers, str) and target_layers == "same"
     sweep = Sweep(
         sources=tuple(_source(text) for text in _several(sources)),
@@ -176,6 +179,7 @@ def prepare(
         at=at,
         readout=Readout(readout, top_k),
         decoding=Decoding(max_new_tokens, _strings(stop), float(temperature), seed, tuple(sorted(model.eos_ids))),
+        candidates=tuple(candidate.strip() for candidate in _strings(candidates)),
         n_samples=n_samples,
         controls=_strings(controls),
         draws=draws,

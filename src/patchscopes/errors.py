@@ -7,6 +7,7 @@ PatchscopesError                what the user can mend: exit code 2 on the comma
 │   ├── PlaceholderError        "{}" absent, or not exactly one token
 │   ├── PromptError             no such library prompt, or one that this model cannot use
 │   ├── SourceError             an empty or unreadable source
+│   ├── CandidateError          an answer that does not continue the inspection prompt
 │   ├── ContextLengthError      prompt plus new tokens beyond the model's context
 │   ├── OptionError             an option with a value that it cannot take
 │   └── SpecFileError           a specification file that cannot be read, or a key of it that is wrong
@@ -25,6 +26,7 @@ PatchscopesError                what the user can mend: exit code 2 on the comma
 """
 
 __all__ = [
+    "CandidateError",
     "ContextLengthError",
     "DeviceError",
     "LayerError",
@@ -77,6 +79,10 @@ class PromptError(SpecError):
 
 class SourceError(SpecError):
     """A source that is empty or cannot be read."""
+
+
+class CandidateError(SpecError):
+    """An answer to score that does not continue the inspection prompt's tokens."""
 
 
 class ContextLengthError(SpecError):

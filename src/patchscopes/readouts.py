@@ -111,9 +111,7 @@ class NextTokens:
     entropies: Float[Tensor, " row"]
 
 
-def tops_as_results(
-    model: Model, found: NextTokens, cells: Sequence[Cell], indices: Sequence[int]
-) -> list[Result]:
+def tops_as_results(model: Model, found: NextTokens, cells: Sequence[Cell], indices: Sequence[int]) -> list[Result]:
     """A Result per row, with as many tokens as its cell asks for."""
     values, ids, entropies = found.logprobs.tolist(), found.tokens.tolist(), found.entropies.tolist()
     texts = {token: token_text(model, token) for token in {token for row in ids for token in row}}

@@ -11,7 +11,6 @@ from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
-from patchscopes.analysis.matching import matches
 from patchscopes.errors import RunChangedError
 from patchscopes.kv import sharing
 from patchscopes.models import Model
@@ -19,6 +18,7 @@ from patchscopes.plan import Budget, ModelShape, Plan, Runner, compile_plan
 from patchscopes.provenance import provenance
 from patchscopes.resolve import Resolved
 from patchscopes.results import Results
+from patchscopes.rows import Made, row_of, with_baselines
 from patchscopes.spec import Cell, Request, Result, Row, Sweep
 from patchscopes.store import Head, Writer, open_writer
 
@@ -43,12 +43,13 @@ class Work:
     """What remains to be done.
 
     `idle` are requests that need no run; `plan` holds each distinct cell of the others once, and `askers[k]` are the
-    requests that ask for cell k of it.
+    requests that ask for cell k of it. `baselines[k]` is the cell that k's candidates are compared with.
     """
 
     idle: tuple[int, ...]
     plan: Plan
     askers: tuple[tuple[int, ...], ...]
+    baselines: Mapping[int, int]
 
 
 @dataclass(frozen=True)
@@ -95,17 +96,25 @@ class Inspection:
         idle: list[int] = []
         cells: dict[str, Cell] = {}
         askers: dict[str, list[int]] = {}
+        compared: dict[str, str] = {}
         for index, request in enumerate(self.requests):
-            identity = self.identities[index]
             if index in done:
                 continue
+            identity = self.identities[index]
             if request.cell is None or identity is None or request.status != "ok":
                 idle.append(index)
                 continue
+            if request.baseline is not None and identity not in compared:
+                # Ahead of the cells that wait for it, whether or not anyone asked for it.
+                compared[identity] = baseline = request.baseline.identity()
+                cells.setdefault(baseline, request.baseline)
+                askers.setdefault(baseline, [])
             cells.setdefault(identity, request.cell)
             askers.setdefault(identity, []).append(index)
         plan = compile_plan(tuple(cells.values()), shape_of(self.model), self.budget)
-        return Work(tuple(idle), plan, tuple(map(tuple, askers.values())))
+        number = {identity: k for k, identity in enumerate(cells)}
+        baselines = {number[identity]: number[baseline] for identity, baseline in compared.items()}
+        return Work(tuple(idle), plan, tuple(map(tuple, askers.values())), baselines)
 
     def run(self, work: Work) -> Iterator[tuple[int, Row]]:
         """Yield (index of the request, row) as rows finish: first those that need no run."""
@@ -113,9 +122,10 @@ class Inspection:
             yield index, self.row(index)
         if not work.plan.cells:
             return
-        for result in self.make_runner(self.model).run(work.plan):
+        results = self.make_runner(self.model).run(work.plan)
+        for result, baseline in with_baselines(results, work.baselines):
             for index in work.askers[result.index]:
-                yield index, self.row(index, result)
+                yield index, self.row(index, result, baseline=baseline)
 
     @contextmanager
     def session(self) -> Iterator["Session"]:
@@ -177,40 +187,15 @@ class Inspection:
                     "resolved otherwise here (another tokenizer or version?). Give another directory."
                 )
 
-    def row(self, index: int, result: Result | None = None, *, skipped: str | None = None) -> Row:
+    def row(
+        self, index: int, result: Result | None = None, *, skipped: str | None = None, baseline: Result | None = None
+    ) -> Row:
         """The request at `index` with its result, or with the reason why it has none."""
         request = self.requests[index]
         if skipped is not None:
             request = replace(request, status="skipped", reason=skipped)
-        if result is not None and result.failure is not None:
-            request, result = replace(request, status="failed", reason=result.failure), None
-        return Row(
-            cell=self.identities[index],
-            source=request.source,
-            source_index=request.source_index,
-            position=request.position,
-            token=request.token,
-            source_layer=request.source_layer,
-            target_layer=request.target_layer,
-            target_positions=request.target_positions,
-            prompt=request.prompt,
-            control=request.control,
-            draw=request.draw,
-            sample=request.sample,
-            text=result.text if result else None,
-            token_ids=result.token_ids if result else None,
-            finish_reason=result.finish_reason if result else None,
-            top=result.top if result else None,
-            entropy=result.entropy if result else None,
-            expected=matches(result.text, request.expect)
-            if result and result.text is not None and request.expect
-            else None,
-            flags=request.flags,
-            status=request.status,
-            reason=request.reason,
-            model=self.model.id,
-            seed=self.sweep.seed,
-        )
+        made = Made(self.identities[index], self.model.id, self.sweep.seed)
+        return row_of(request, result, made, baseline=baseline)
 
 
 @dataclass(frozen=True, slots=True)

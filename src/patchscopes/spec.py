@@ -16,7 +16,7 @@ from dataclasses import KW_ONLY, dataclass, field, replace
 from functools import lru_cache
 from typing import Literal, NamedTuple
 
-SCHEMA = "patchscopes.rows/1"
+SCHEMA = "patchscopes.rows/2"
 
 Ids = tuple[int, ...]
 Bos = Literal["auto", "always", "never"]
@@ -166,15 +166,18 @@ class Cell:
         sample = None if decoding is None or greedy else self.sample
         # The repr of frozen dataclasses names every field and kind of vector, so that no two specifications are alike.
         write = "None" if self.write is None else _written(self.write)
-        decisive = (
-            f"({self.model!r}, {self.dtype!r}, {_text(self.target_ids)}, {write}, {readout!r}, {decoding!r}, {sample!r})"
-        )
+        decisive = f"({self.model!r}, {self.dtype!r}, {_text(self.target_ids)}, {write}, {readout!r}, {decoding!r}, {sample!r})"
         return hashlib.sha256(decisive.encode()).hexdigest()[:32]
 
     @property
     def read_position(self) -> int:
         """The position whose next token is read: the end of the inspection prompt."""
         return len(self.target_ids) - 1
+
+    @property
+    def more_tokens(self) -> int:
+        """How many tokens may come behind the prompt: new ones, or those of the longest candidate."""
+        return max(map(len, self.candidates), default=self.new_tokens)
 
     @property
     def new_tokens(self) -> int:
@@ -223,7 +226,11 @@ class Result:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One row to be. `cell` is None where nothing can be run: `status` and `reason` then say why."""
+    """One row to be. `cell` is None where nothing can be run: `status` and `reason` then say why.
+
+    With readout "candidates", the requests of one cell ask for one candidate each: number `candidate_index` of the
+    cell's, compared with the same of `baseline`, the prompt without a write.
+    """
 
     prompt: str | None
     cell: Cell | None
@@ -241,14 +248,19 @@ class Request:
     flags: tuple[str, ...] = ()
     status: Status = "ok"
     reason: str | None = None
+    candidate: str | None = None
+    candidate_index: int | None = None
+    baseline: Cell | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
     """A row of Results: one cell or control, with everything needed to tell what it is.
 
-    `source_layer` and `target_layer` are ℓ and ℓ*; `control` is None for the cell itself; `logprob` and `entropy` are
-    in nats. Unless `status` is "ok", `text`, `token_ids` and `finish_reason` are None and `reason` says why (rule 21).
+    `source_layer` and `target_layer` are ℓ and ℓ*; `control` is None for the cell itself; `entropy` and all
+    log-probabilities are in nats. Of a `candidate`: `logprob` is the sum over its tokens, `logprob_minus_unpatched`
+    what the write adds to it, `rank` its place among the candidates of its cell (1 is the likeliest; ties share the
+    worse), `answer_surprisal` −logprob (rule 14); `token_ids` are the candidate's, and `text` is None. Unless `status` is "ok", `text`, `token_ids` and `finish_reason` are None and `reason` says why (rule 21).
     """
 
     cell: str | None
@@ -268,6 +280,12 @@ class Row:
     finish_reason: FinishReason | None
     top: tuple[TopToken, ...] | None
     entropy: float | None
+    candidate: str | None
+    logprob: float | None
+    logprob_per_token: float | None
+    logprob_minus_unpatched: float | None
+    rank: int | None
+    answer_surprisal: float | None
     expected: bool | None
     flags: tuple[str, ...]
     status: Status
@@ -281,7 +299,8 @@ class Row:
 class Sweep:
     """What is asked for: a finite product, still unresolved (phrases, "all", library names looked up already).
 
-    `source_layers` are ℓ; `target_layers` None pairs (ℓ, ℓ), anything else is the product.
+    `source_layers` are ℓ; `target_layers` None pairs (ℓ, ℓ), anything else is the product. `candidates` are the answers
+    that readout "candidates" scores.
     """
 
     sources: tuple[Source, ...]
@@ -292,6 +311,7 @@ class Sweep:
     at: str | int = "last"
     readout: Readout = field(default_factory=Readout)
     decoding: Decoding = field(default_factory=Decoding)
+    candidates: tuple[str, ...] = ()
     n_samples: int = 1
     controls: tuple[str, ...] = ()
     draws: int = 1

@@ -105,7 +105,7 @@ def _rotary_over(original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """x (row, head, column, d), as attention has it: a transposed view of (row, column, head, d)."""
+    """X (row, head, column, d), as attention has it: a transposed view of (row, column, head, d)."""
     rows, heads, columns, d = x.shape
     lines = x.transpose(1, 2).reshape(rows * columns, heads, d)
     if cos.shape[0] != rows and columns > 1:

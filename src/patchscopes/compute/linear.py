@@ -34,7 +34,7 @@ def takes(weight: Tensor) -> bool:
 
 
 def pack(weight: Tensor, bias: Tensor | None, *, repack: bool) -> LinearFunction:
-    """x ↦ x·weightᵀ + bias; `weight` has shape (out, in)."""
+    """X ↦ x·weightᵀ + bias; `weight` has shape (out, in)."""
     weight = weight.detach()
     ready = torch.ops.mkldnn._reorder_linear_weight(weight, PACKED_FOR_ROWS) if repack else weight.contiguous()
     run = torch.ops.mkldnn._linear_pointwise.default

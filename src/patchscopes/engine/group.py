@@ -9,10 +9,10 @@ from torch import Tensor
 
 from patchscopes.compute import Compute
 from patchscopes.engine.candidates import score
-from patchscopes.forward import Span, forward
 from patchscopes.engine.prompts import RunPrompts
 from patchscopes.engine.start import start_rows
 from patchscopes.engine.states import States
+from patchscopes.forward import Span, forward
 from patchscopes.kv import Rows
 from patchscopes.models import Model
 from patchscopes.plan import Group, Plan, suffix_of

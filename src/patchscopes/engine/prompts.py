@@ -66,9 +66,7 @@ class RunPrompts:
 def _run(model: Model, compute: Compute, prompts: Sequence[Prompt]) -> Iterable[tuple[Ids, RunPrompt]]:
     rows, columns = len(prompts), len(prompts[0].ids)
     layers = sorted({layer for prompt in prompts for layer in prompt.layers})
-    everywhere = Places(
-        tuple(row for row in range(rows) for _ in range(columns)), tuple(range(columns)) * rows
-    )
+    everywhere = Places(tuple(row for row in range(rows) for _ in range(columns)), tuple(range(columns)) * rows)
     cache = recording_cache(model)
     ids = torch.tensor([prompt.ids for prompt in prompts], device=model.device)
     with without_head(model), compute.installed(), capture(model, dict.fromkeys(layers, everywhere)) as captured:

@@ -7,9 +7,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from patchscopes.compute import Compute
-from patchscopes.forward import Span, forward
 from patchscopes.engine.prompts import RunPrompts
 from patchscopes.engine.states import States
+from patchscopes.forward import Span, forward
 from patchscopes.hooks import Entry
 from patchscopes.kv import Rows
 from patchscopes.models import Model
@@ -77,9 +77,7 @@ def _written_states(
     return found
 
 
-def _fill_below(
-    model: Model, rows: Rows, cells: Sequence[Cell], first: int, suffix: int, prompts: RunPrompts
-) -> None:
+def _fill_below(model: Model, rows: Rows, cells: Sequence[Cell], first: int, suffix: int, prompts: RunPrompts) -> None:
     """In the blocks that a row did not run, its keys and values are its prompt's."""
     for ids, members in _by_prompt(cells).items():
         n_own = len(ids) - rows.n_shared

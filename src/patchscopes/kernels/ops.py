@@ -20,18 +20,18 @@ def runs_native(*tensors: Tensor) -> bool:
 
 
 def rms_norm(x: Float[Tensor, "*row d"], weight: Float[Tensor, " d"], eps: float) -> Float[Tensor, "*row d"]:
-    """x / √(mean(x²) + eps) · weight, per row."""
+    """X / √(mean(x²) + eps) · weight, per row."""
     library = native().library
     if library is None or not (runs_native(x, weight) and x.is_contiguous()):
         return torch.nn.functional.rms_norm(x, weight.shape, weight, eps)
     out = torch.empty_like(x)
-    library.ps_rms_norm(
-        x.data_ptr(), weight.data_ptr(), out.data_ptr(), x.numel() // x.shape[-1], x.shape[-1], eps
-    )
+    library.ps_rms_norm(x.data_ptr(), weight.data_ptr(), out.data_ptr(), x.numel() // x.shape[-1], x.shape[-1], eps)
     return out
 
 
-def gated(gate: Float[Tensor, "*row d"], up: Float[Tensor, "*row d"], activation: Activation) -> Float[Tensor, "*row d"]:
+def gated(
+    gate: Float[Tensor, "*row d"], up: Float[Tensor, "*row d"], activation: Activation
+) -> Float[Tensor, "*row d"]:
     """act(gate) · up; may overwrite `gate`. `gelu` is the tanh approximation."""
     library = native().library
     if library is None or not (runs_native(gate, up) and gate.is_contiguous() and up.is_contiguous()):
@@ -46,7 +46,7 @@ def gated(gate: Float[Tensor, "*row d"], up: Float[Tensor, "*row d"], activation
 def rotary(
     x: Float[Tensor, "row head d"], cos: Float[Tensor, "row_or_one d"], sin: Float[Tensor, "row_or_one d"]
 ) -> Float[Tensor, "row head d"]:
-    """x rotated by the angles of its row, the halves of `d` being the pairs."""
+    """X rotated by the angles of its row, the halves of `d` being the pairs."""
     library = native().library
     if library is None or not (runs_native(x, cos, sin) and x.stride(1) == x.shape[2]):
         half = x.shape[-1] // 2
@@ -86,9 +86,7 @@ def top_k(x: Float[Tensor, "row n"], first: int, so_far: Top) -> Top:
         indices = torch.cat((so_far.indices, here.indices + first), -1)
         best = values.topk(k, dim=-1)
         return Top(best.values, indices.gather(1, best.indices))
-    library.ps_top_k(
-        x.data_ptr(), *x.shape, x.stride(0), k, first, so_far.values.data_ptr(), so_far.indices.data_ptr()
-    )
+    library.ps_top_k(x.data_ptr(), *x.shape, x.stride(0), k, first, so_far.values.data_ptr(), so_far.indices.data_ptr())
     return so_far
 
 

@@ -3,12 +3,13 @@
 from patchscopes.prompts.library import LIBRARY, find_prompt
 from patchscopes.prompts.placeholders import Target, fill, resolve_target
 from patchscopes.prompts.positions import resolve_positions
-from patchscopes.prompts.tokens import Tokenized, tokenize
+from patchscopes.prompts.tokens import Tokenized, continuation, tokenize
 
 __all__ = [
     "LIBRARY",
     "Target",
     "Tokenized",
+    "continuation",
     "fill",
     "find_prompt",
     "resolve_positions",

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
-from patchscopes.errors import OptionError, PositionError, PromptError
+from patchscopes.errors import CandidateError, OptionError, PositionError, PromptError
 from patchscopes.models import Model
 from patchscopes.spec import Bos, Ids
 
@@ -56,6 +56,23 @@ def tokenize_rendered(model: Model, text: str) -> Tokenized:
     _check_encodable(text)
     encoding = model.tokenizer(text, return_offsets_mapping=True, add_special_tokens=False)
     return _build(model, text, list(encoding["input_ids"]), [tuple(span) for span in encoding["offset_mapping"]])
+
+
+def continuation(model: Model, prompt: Tokenized, answer: str, *, chat: bool, bos: Bos = "auto") -> Ids:
+    """The ids of `answer` behind `prompt`, joined with one space; `chat` where the prompt is a rendered one.
+
+    Raises CandidateError where the joined text does not begin with the prompt's own tokens, or adds none.
+    """
+    text = f"{prompt.text} {answer}"
+    joined = tokenize_rendered(model, text) if chat else tokenize(model, text, bos=bos)
+    n = len(prompt)
+    if joined.ids[:n] != prompt.ids or len(joined) == n:
+        raise CandidateError(
+            f"candidate {answer!r} does not continue {prompt.text[-40:]!r}: joined with one space, the prompt's own "
+            "tokens change, so its probability is not that of an answer. End the prompt without a space, in a whole "
+            f"word.\n{joined.table(range(n, len(joined)))}"
+        )
+    return joined.ids[n:]
 
 
 def _check_encodable(text: str) -> None:

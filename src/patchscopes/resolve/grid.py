@@ -4,9 +4,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 from patchscopes.analysis.matching import leaked
-from patchscopes.errors import ContextLengthError
+from patchscopes.errors import CandidateError, ContextLengthError
 from patchscopes.models import Model
-from patchscopes.prompts import Target, Tokenized
+from patchscopes.prompts import Target, Tokenized, continuation
 from patchscopes.spec import Cell, Ids, Request, Site, State, Status, Sweep, Vector, Write
 
 
@@ -66,6 +66,7 @@ class _Common:
     expect: tuple[str, ...]
     flags: tuple[str, ...]
     reached: bool  # whether a write at the last layer reaches what is read
+    baseline: Cell | None  # what candidates are compared with
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +80,7 @@ class Grid:
     identity: str
     dtype: str
     _commons: dict[tuple[int, int, int], _Common] = field(default_factory=dict, compare=False, repr=False)
+    _answers: dict[Ids, tuple[Ids, ...]] = field(default_factory=dict, compare=False, repr=False)
 
     @classmethod
     def of(cls, model: Model, sweep: Sweep, points: tuple[Point, ...], targets: tuple[Target, ...]) -> "Grid":
@@ -113,7 +115,7 @@ class Grid:
             )
         return Request(
             target.prompt.label,
-            self.cell(target.tokenized.ids, write, variant.sample),
+            self.cell(target, target.tokenized, write, variant.sample),
             point.tokenized.text if point is not None else None,
             point.source_index if point is not None else None,
             point.position if point is not None else None,
@@ -128,30 +130,45 @@ class Grid:
             common.flags,
             status,
             reason,
+            baseline=common.baseline,
         )
 
     def unwritten(self, target: Target, tokenized: Tokenized, variant: Variant, *, point: Point | None) -> Request:
         """A request that runs `tokenized` and writes nothing."""
         what = f"{variant.control} for prompt {target.prompt.label!r}"
         try:
-            check_context(self.model, tokenized.ids, self.new_tokens, what)
-        except ContextLengthError as error:
+            cell = self.cell(target, tokenized, None, variant.sample)
+            check_context(self.model, tokenized.ids, cell.more_tokens, what)
+        except (ContextLengthError, CandidateError) as error:
             return self.unresolvable(target, variant, point=point, reason=str(error))
-        return self._request(target, self.cell(tokenized.ids, None, variant.sample), variant, point)
+        return self._request(target, cell, variant, point)
 
     def unresolvable(self, target: Target, variant: Variant, *, point: Point | None, reason: str) -> Request:
         """A request that cannot be run, with the reason."""
         return replace(self._request(target, None, variant, point), status="failed", reason=reason)
 
-    def cell(self, ids: Ids, write: Write | None, sample: int) -> Cell:
-        """The computation on `ids` with `write`, as this sweep reads and decodes it."""
+    def cell(self, target: Target, tokenized: Tokenized, write: Write | None, sample: int) -> Cell:
+        """The computation on `tokenized` with `write`, as this sweep reads and decodes it."""
         sweep = self.sweep
-        return Cell(self.identity, self.dtype, ids, write, sweep.readout, sweep.decoding, sample)
+        answers = self.answers(target, tokenized) if sweep.candidates else ()
+        return Cell(self.identity, self.dtype, tokenized.ids, write, sweep.readout, sweep.decoding, sample, answers)
 
-    @property
-    def new_tokens(self) -> int:
-        """How many tokens a cell may generate."""
-        return 1 if self.sweep.readout.kind == "next-token" else self.sweep.decoding.max_new_tokens
+    def answers(self, target: Target, tokenized: Tokenized) -> tuple[Ids, ...]:
+        """The ids of each candidate as it continues `tokenized`. Raises CandidateError where one does not."""
+        if tokenized.ids not in self._answers:
+            self._answers[tokenized.ids] = tuple(
+                continuation(self.model, tokenized, candidate, chat=target.prompt.chat, bos=self.sweep.bos)
+                for candidate in self.sweep.candidates
+            )
+        return self._answers[tokenized.ids]
+
+    def with_candidates(self, request: Request) -> Iterator[Request]:
+        """A request per candidate; the request as it is where it has none to score."""
+        if not self.sweep.candidates:
+            yield request
+            return
+        for index, candidate in enumerate(self.sweep.candidates):
+            yield replace(request, candidate=candidate, candidate_index=index)
 
     def _request(self, target: Target, cell: Cell | None, variant: Variant, point: Point | None) -> Request:
         """A request without a write."""
@@ -164,6 +181,7 @@ class Grid:
             sample=variant.sample,
             expect=common.expect,
             flags=tuple(flag for flag in common.flags if flag != "target-sink"),
+            baseline=common.baseline,
         )
         if point is None:
             return request
@@ -189,7 +207,9 @@ class Grid:
             flags = (*flags, "leaked")
         if 0 in target.positions and not target.tokenized.has_bos:
             flags = (*flags, "target-sink")
-        return _Common(expect, flags, len(target.tokenized.ids) - 1 in target.positions)
+        reached = len(target.tokenized.ids) - 1 in target.positions
+        baseline = self.cell(target, target.tokenized, None, 0) if self.sweep.candidates else None
+        return _Common(expect, flags, reached, baseline)
 
     def _shared_expectation(self) -> tuple[str, ...]:
         """The expected answers where all sources have the same: a control without a source has none of its own."""

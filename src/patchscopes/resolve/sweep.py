@@ -40,6 +40,9 @@ def resolve(model: Model, sweep: Sweep) -> Resolved:
         raise _all_failed(list(failures.values()))
     points = tuple(point for found in by_source if isinstance(found, tuple) for point in found)
     grid = Grid.of(model, sweep, points, targets)
+    for target in targets if sweep.candidates else ():
+        longest = max(map(len, grid.answers(target, target.tokenized)))
+        check_context(model, target.tokenized.ids, longest, f"inspection prompt {target.prompt.label!r}")
     requests: list[Request] = []
     for index, found in enumerate(by_source):
         if isinstance(found, tuple):
@@ -49,6 +52,8 @@ def resolve(model: Model, sweep: Sweep) -> Resolved:
             requests.append(Request(None, None, source=source, source_index=index, status="failed", reason=str(found)))
     for control in sweep.controls:
         requests.extend(CONTROLS[control](grid))
+    if sweep.candidates:
+        requests = [scored for request in requests for scored in grid.with_candidates(request)]
     return Resolved(tuple(requests), tuple(_warnings(grid, requests)))
 
 
@@ -64,7 +69,7 @@ def _cells(grid: Grid, point: Point) -> Iterator[Request]:
 
 def _target(model: Model, sweep: Sweep, index: int) -> Target:
     target = resolve_target(model, sweep.prompts[index], bos=sweep.bos)
-    new_tokens = 1 if sweep.readout.kind == "next-token" else sweep.decoding.max_new_tokens
+    new_tokens = sweep.decoding.max_new_tokens if sweep.readout.kind == "text" else 1
     check_context(model, target.tokenized.ids, new_tokens, f"inspection prompt {target.prompt.label!r}")
     return target
 
@@ -134,6 +139,15 @@ def check_options(model: Model, sweep: Sweep) -> None:
             sweep.n_samples == 1 or (decoding.temperature > 0 and readout.kind == "text"),
             f"{sweep.n_samples} samples would all be the same; samples need readout='text' and a temperature above 0.",
         ),
+        (
+            bool(sweep.candidates) == (readout.kind == "candidates"),
+            "readout 'candidates' needs candidates, and candidates need readout 'candidates': give both or neither.",
+        ),
+        (
+            all(candidate.strip() for candidate in sweep.candidates),
+            "a candidate is empty; give at least one character.",
+        ),
+        (len(set(sweep.candidates)) == len(sweep.candidates), "a candidate is named twice; name each once."),
         (all(decoding.stop), "a stop string is empty; give at least one character."),
         (all(answer.strip() for source in sweep.sources for answer in source.expect), "an expected answer is empty."),
         (all(answer.strip() for answer in sweep.expect), "an expected answer is empty."),

@@ -17,9 +17,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from rich.console import Console, ConsoleOptions, RenderableType
 
-_INTEGERS = ("source_index", "position", "source_layer", "target_layer", "draw", "sample", "seed")
+_INTEGERS = ("source_index", "position", "source_layer", "target_layer", "draw", "sample", "rank", "seed")
+_NUMBERS = ("entropy", "logprob", "logprob_per_token", "logprob_minus_unpatched", "answer_surprisal")
 _STRINGS = (
-    "cell", "source", "token", "prompt", "control", "text", "finish_reason", "status", "reason", "model", "schema",
+    "cell", "source", "token", "prompt", "control", "text", "finish_reason", "candidate", "status", "reason", "model", "schema",
 )  # fmt: skip
 
 
@@ -137,7 +138,7 @@ class Results(Sequence[Row]):
         import pandas
 
         frame = pandas.DataFrame([row_to_json(row) for row in self], columns=list(COLUMNS), dtype=object)
-        kinds = {"Int64": _INTEGERS, "string": _STRINGS, "boolean": ("expected",), "Float64": ("entropy",)}
+        kinds = {"Int64": _INTEGERS, "string": _STRINGS, "boolean": ("expected",), "Float64": _NUMBERS}
         frame = frame.astype({column: kind for kind, columns in kinds.items() for column in columns})
         frame.attrs["patchscopes"] = self._head()
         return frame
@@ -157,7 +158,7 @@ class Results(Sequence[Row]):
             "token_ids": pa.list_(pa.int64()),
             "flags": pa.list_(pa.string()),
             "top": pa.list_(top),
-            "entropy": pa.float64(),
+            **dict.fromkeys(_NUMBERS, pa.float64()),
             "expected": pa.bool_(),
         }
         head = {f"patchscopes.{key}": json.dumps(value, ensure_ascii=False) for key, value in self._head().items()}
