@@ -22,8 +22,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 from transformers.cache_utils import Cache, DynamicLayer
 
-from patchscopes.compute.attention import OwnKeys, Scoring, SharedKeys, attend
-from patchscopes.kernels.ops import runs_native
+from patchscopes.compute.attention import OwnKeys, Scoring, SharedKeys, attend, kernel_runs
 from patchscopes.models import Model
 
 Sharing = Literal["shared", "copied"]
@@ -178,7 +177,7 @@ class Rows:
             float(options.get("softcap") or 0.0),
             int(options.get("sliding_window") or 0),
         )
-        shared = self._shared[block] if self._shared else SharedKeys.of(k[0, :, :0], v[0, :, :0])
+        shared = self._shared[block] if self._shared else SharedKeys.none(k, v)
         return attend((q, k, v), shared, self._own(block, k, v, count), scoring), None
 
     def _own(self, block: int, keys: Tensor, values: Tensor, count: int) -> OwnKeys:
@@ -192,7 +191,7 @@ class Rows:
         if pair is None:
             shapes = [(self._n_rows, like.shape[0], self._capacity, like.shape[2]) for like in (keys, values)]
             # Zeros where masked columns take part: in 0 · v, and 0 · NaN is NaN. The kernel never looks at them.
-            make = keys.new_empty if self._sharing == "shared" and runs_native(keys, values) else keys.new_zeros
+            make = keys.new_empty if self._sharing == "shared" and kernel_runs(keys) else keys.new_zeros
             pair = self._buffers[block] = make(shapes[0]), make(shapes[1])
         return pair
 

@@ -36,6 +36,11 @@ class SharedKeys:
         turned = torch.nn.functional.pad(keys.transpose(1, 2), (0, padding))
         return cls(turned.contiguous(), values.contiguous())
 
+    @classmethod
+    def none(cls, k: Float[Tensor, "row kv_head column d_head"], v: Tensor) -> "SharedKeys":
+        """The prefix of no tokens, for keys and values of these shapes."""
+        return cls(k.new_empty(k.shape[1], k.shape[3], 0), v.new_empty(v.shape[1], 0, v.shape[3]))
+
     @property
     def n_tokens(self) -> int:
         """The length of the prefix."""
@@ -67,10 +72,15 @@ def attend(
     scoring: Scoring,
 ) -> Float[Tensor, "row column head d_head"]:
     """Attention output for `new` queries, keys and values; the keys and values are kept in `own`."""
-    tensors = (*new, shared.keys, shared.values, own.keys, own.values)
-    if runs_native(*tensors) and new[0].shape[-1] <= MAX_D_HEAD and own.lengths.device.type == "cpu":
-        return _native(new, shared, own, scoring)
+    if kernel_runs(own.keys):
+        q, k, v = (tensor if tensor.stride(-1) == 1 else tensor.contiguous() for tensor in new)
+        return _native((q, k, v), shared, own, scoring)
     return _plain(new, shared, own, scoring)
+
+
+def kernel_runs(keys: Tensor) -> bool:
+    """Whether the kernel attends to such keys. It looks at a row's own tokens alone; else masked ones must be finite."""
+    return runs_native(keys) and keys.shape[-1] <= MAX_D_HEAD
 
 
 def _native(new: tuple[Tensor, Tensor, Tensor], shared: SharedKeys, own: OwnKeys, scoring: Scoring) -> Tensor:
