@@ -24,7 +24,6 @@ class Span:
 
 @torch.no_grad()
 def forward(
-    model: Model,
     compute: Compute,
     rows: Rows,
     span: Span,
@@ -34,6 +33,7 @@ def forward(
     columns: Columns = "last",
 ) -> Float[Tensor, "row read d_head_in"]:
     """Run `ids` behind what the rows of `span` have; the head's input at the last column, or at all of them."""
+    model = compute.model
     returns_tuples(model)  # known before anything is replaced
     n_columns = ids.shape[1]
     before = rows.n_shared + rows.lengths[span.start : span.start + span.count, None]

@@ -178,7 +178,7 @@ def _part(value: Any, n: int, n_rows: int) -> Any:
 @contextmanager
 def replaced(forwards: Mapping[nn.Module, Callable[..., Any]]) -> Iterator[None]:
     """While open, each module runs by the function given for it; what was there before comes back."""
-    before = {module: module.__dict__.get("forward") for module in forwards}
+    before: dict[nn.Module, Any] = {module: module.__dict__.get("forward") for module in forwards}
     try:
         for module, forward in forwards.items():
             module.__dict__["forward"] = forward

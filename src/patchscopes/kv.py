@@ -1,5 +1,6 @@
-"""Keys and values: of prompts, run once; of rows, each with its own beside a prefix that is kept once for all. The only
-file that touches HF's cache and its attention interface.
+"""Keys and values: of prompts, and of rows beside a prefix that is kept once for all.
+
+The only file that touches HF's cache and its attention interface.
 
 Two ways, found per model at first use (`sharing`):
 
@@ -47,7 +48,7 @@ class KeysValues:
 
 def recording_cache(model: Model) -> Cache:
     """A cache that a forward pass fills with everything it computes, sliding windows or not."""
-    return Cache(layers=[DynamicLayer() for _ in range(model.n_layers)])  # type: ignore[no-untyped-call]
+    return Cache(layers=[DynamicLayer() for _ in range(model.n_layers)])
 
 
 def recorded(cache: Cache, row: int) -> KeysValues:

@@ -14,12 +14,13 @@ from pathlib import Path
 from patchscopes.errors import RunChangedError
 from patchscopes.kv import sharing
 from patchscopes.models import Model
-from patchscopes.plan import Budget, ModelShape, Plan, Runner, compile_plan
+from patchscopes.plan import Budget, Explanation, ModelShape, Plan, Runner, compile_plan
 from patchscopes.provenance import provenance
 from patchscopes.resolve import Resolved
 from patchscopes.results import Results
 from patchscopes.rows import Made, row_of, with_baselines
 from patchscopes.spec import Cell, Request, Result, Row, Sweep
+from patchscopes.speed import measure_speed
 from patchscopes.store import Head, Writer, open_writer
 
 
@@ -83,6 +84,15 @@ class Inspection:
     def plan(self) -> Plan:
         """The plan of all that is asked for, with its cost."""
         return self.work.plan
+
+    def explain(self) -> Explanation:
+        """What the plan takes, in passes, tokens and bytes, and how long here, beside one cell at a time.
+
+        Times the model for about a second.
+        """
+        groups = [group for wave in self.plan.waves for group in wave.groups]
+        n_rows = max((group.n_rows for group in groups), default=1)
+        return self.plan.explain(measure_speed(self.model, n_rows=n_rows, top_k=self.sweep.readout.top_k))
 
     def compile(self) -> Plan:
         """Make the plan now. Raises OptionError where one row alone is over the budget."""

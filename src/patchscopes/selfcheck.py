@@ -210,7 +210,7 @@ class _Check:
         return max(self._deviation(found[row], self._alone(ids)[-1]) for row, ids in enumerate(texts))
 
     def _rows(self) -> float:
-        """Three rows on one prefix, which start at layers 0, in the middle and at the last but one, then a token each."""
+        """Three rows on one prefix that start at layers 0, half way and at the last but one; then a token more each."""
         model, n_prefix = self.model, POSITION
         compute, cache = compute_of(model), recording_cache(model)
         layers = [0, model.n_layers // 2, model.n_layers - 1]
@@ -227,12 +227,12 @@ class _Check:
             rows.put(block, everyone, 0, prompt, slice(0, 0 if is_shared else n_prefix))
         entry = Entry(layers, torch.stack([states[layer].to(model.device) for layer in layers]))
         ids = self._tensor(self.ids[n_prefix:]).expand(3, -1)
-        first = compute.head.logits(forward(model, compute, rows, Span(0, 3), ids, entry=entry)[:, 0])
+        first = compute.head.logits(forward(compute, rows, Span(0, 3), ids, entry=entry)[:, 0])
         for block in range(model.n_layers):
             below = torch.tensor([row for row, layer in enumerate(layers) if layer > block], dtype=torch.long)
             rows.put(block, below, 0 if is_shared else n_prefix, prompt, slice(n_prefix, LENGTH))
         token = self.ids[1]
-        second = compute.head.logits(forward(model, compute, rows, Span(0, 3), torch.full((3, 1), token))[:, 0])
+        second = compute.head.logits(forward(compute, rows, Span(0, 3), torch.full((3, 1), token))[:, 0])
         alone = self._alone((*self.ids, token))
         return max(
             self._deviation(torch.stack([first[row].float(), second[row].float()]), alone[-2:]) for row in range(3)

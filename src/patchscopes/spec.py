@@ -115,9 +115,7 @@ class Write:
 
 @dataclass(frozen=True, slots=True)
 class Readout:
-    """What is read from the patched run: generated text, the next-token distribution with its `top_k` tokens, or the
-    log-probability of each of given candidates.
-    """
+    """What is read from the patched run: text, the next token's `top_k`, or the log-probabilities of candidates."""
 
     kind: ReadoutKind = "text"
     top_k: int = 10
@@ -166,7 +164,8 @@ class Cell:
         sample = None if decoding is None or greedy else self.sample
         # The repr of frozen dataclasses names every field and kind of vector, so that no two specifications are alike.
         write = "None" if self.write is None else _written(self.write)
-        decisive = f"({self.model!r}, {self.dtype!r}, {_text(self.target_ids)}, {write}, {readout!r}, {decoding!r}, {sample!r})"
+        parts = (repr(self.model), repr(self.dtype), _text(self.target_ids), write, repr(readout), repr(decoding))
+        decisive = f"({', '.join(parts)}, {sample!r})"
         return hashlib.sha256(decisive.encode()).hexdigest()[:32]
 
     @property
@@ -209,8 +208,9 @@ class TopToken(NamedTuple):
 class Result:
     """What a Runner yields for the cell at `index` of its Plan; where that failed, `failure` says why.
 
-    `logprobs` holds, per candidate, the sum of its tokens' log-probabilities. `gaps` holds, per step, the difference between the two highest logits: below 1e-4 a step is a near-tie and what
-    follows is not compared between runners (rule 9). Only the reference records it.
+    `logprobs` holds, per candidate, the sum of its tokens' log-probabilities. `gaps` holds, per step, the difference
+    between the two highest logits: below 1e-4 a step is a near-tie and what follows is not compared between runners
+    (rule 9). Only the reference records it.
     """
 
     index: int
@@ -260,7 +260,8 @@ class Row:
     `source_layer` and `target_layer` are ℓ and ℓ*; `control` is None for the cell itself; `entropy` and all
     log-probabilities are in nats. Of a `candidate`: `logprob` is the sum over its tokens, `logprob_minus_unpatched`
     what the write adds to it, `rank` its place among the candidates of its cell (1 is the likeliest; ties share the
-    worse), `answer_surprisal` −logprob (rule 14); `token_ids` are the candidate's, and `text` is None. Unless `status` is "ok", `text`, `token_ids` and `finish_reason` are None and `reason` says why (rule 21).
+    worse), `answer_surprisal` −logprob (rule 14); `token_ids` are the candidate's, and `text` is None. Unless `status`
+    is "ok", `text`, `token_ids` and `finish_reason` are None and `reason` says why (rule 21).
     """
 
     cell: str | None

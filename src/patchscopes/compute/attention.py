@@ -79,7 +79,7 @@ def attend(
 
 
 def kernel_runs(keys: Tensor) -> bool:
-    """Whether the kernel attends to such keys. It looks at a row's own tokens alone; else masked ones must be finite."""
+    """Whether the kernel attends to such keys: it never looks at what is masked, which else must be finite."""
     return runs_native(keys) and keys.shape[-1] <= MAX_D_HEAD
 
 

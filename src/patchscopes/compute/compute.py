@@ -23,6 +23,7 @@ class Compute:
     `stamp` tells the weights that they were made from: in-place changes and exchanged tensors show in it.
     """
 
+    model: Model
     head: Head
     forwards: dict[nn.Module, Callable[[Tensor], Tensor]] = field(default_factory=dict)
     rotary: list[Any] = field(default_factory=list)
@@ -59,7 +60,7 @@ def _make(model: Model) -> Compute:
     stamp = _stamp(model)
     plain = model.dtype != torch.float32 or model.device.type != "cpu" or not linear.available()
     if plain:
-        return Compute(Head(model, repack=False), stamp=stamp)
+        return Compute(model, Head(model, repack=False), stamp=stamp)
     weights = sum(p.numel() * p.element_size() for p in model.hf.parameters())
     repack = linear.room_to_repack(weights)
     parts = [part for block in model.blocks for part in block.modules()]
@@ -72,7 +73,7 @@ def _make(model: Model) -> Compute:
             if function is not None:
                 forwards[part] = function
         rotary = rotary_places(model.blocks)
-    return Compute(Head(model, repack=repack), forwards, rotary, stamp)
+    return Compute(model, Head(model, repack=repack), forwards, rotary, stamp)
 
 
 def _final(model: Model) -> list[nn.Module]:

@@ -44,10 +44,9 @@ class Head:
         module = model.hf.get_output_embeddings()
         assert isinstance(module, nn.Module)
         self._model = model
-        packed = type(module) is nn.Linear and linear.available() and linear.takes(module.weight)
         self._chunks: list[tuple[int, linear.LinearFunction]] = []
-        if packed:
-            biases = module.bias
+        if isinstance(module, nn.Linear) and linear.available() and linear.takes(module.weight):
+            biases: Tensor | None = module.bias
             for start in range(0, module.weight.shape[0], CHUNK):
                 part = slice(start, start + CHUNK)
                 bias = None if biases is None else biases[part].contiguous()

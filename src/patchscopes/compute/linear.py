@@ -22,7 +22,7 @@ CLOSE = 1e-4
 def available() -> bool:
     """Whether this PyTorch has what is needed: the operators that its own compiler packs weights with."""
     return (
-        torch.backends.mkldnn.is_available()
+        torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
         and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
         and hasattr(torch.ops.mkldnn, "_linear_pointwise")
     )
@@ -54,10 +54,15 @@ def linear_functions(modules: Mapping[nn.Module, bool]) -> dict[nn.Module, Linea
     """
     found = {}
     for module, repack in modules.items():
-        if type(module) not in (nn.Linear, Conv1D) or not takes(module.weight):
+        if type(module) not in (nn.Linear, Conv1D):
             continue
-        weight = module.weight if isinstance(module, nn.Linear) else module.weight.t()
-        function = pack(weight, module.bias, repack=repack)
+        weight, bias = module.weight, module.bias
+        assert isinstance(weight, Tensor)
+        assert not isinstance(bias, nn.Module)
+        if not takes(weight):
+            continue
+        weight = weight if isinstance(module, nn.Linear) else weight.t()
+        function = pack(weight, bias, repack=repack)
         if agrees(module, function, weight.shape[1]):
             found[module] = function
     return found
@@ -67,9 +72,10 @@ def agrees(module: Callable[[Tensor], Tensor], function: LinearFunction, d_in: i
     """Whether the two give the same on random input, to rounding."""
     x = torch.randn(3, 1, d_in, generator=torch.Generator().manual_seed(0))
     expected = module(x)
-    return bool(torch.allclose(function(x), expected, rtol=CLOSE, atol=CLOSE * float(expected.abs().max())))
+    same: bool = torch.allclose(function(x), expected, rtol=CLOSE, atol=CLOSE * float(expected.abs().max()))
+    return same
 
 
 def room_to_repack(n_bytes: int) -> bool:
     """Whether a second copy of the weights leaves at least half of what is free."""
-    return 2 * n_bytes <= psutil.virtual_memory().available
+    return bool(2 * n_bytes <= psutil.virtual_memory().available)

@@ -1,4 +1,4 @@
-"""The log-probability of given answers: the first token is read where the prompt ends, the others from a pass of theirs."""
+"""The log-probability of given answers: the first token is read where the prompt ends, the others in their own pass."""
 
 from collections.abc import Sequence
 
@@ -9,12 +9,10 @@ from torch import Tensor
 from patchscopes.compute import Compute
 from patchscopes.forward import Span, forward
 from patchscopes.kv import Rows
-from patchscopes.models import Model
 from patchscopes.spec import Cell
 
 
 def score(
-    model: Model,
     compute: Compute,
     rows: Rows,
     cells: Sequence[Cell],
@@ -40,17 +38,17 @@ def score(
         for first in range(0, len(several), at_once):
             part = several[first : first + at_once]
             answers = torch.tensor([cells[row].candidates[k] for row, k in part])
-            added = _rest(model, compute, rows, [row for row, _ in part], answers)
+            added = _rest(compute, rows, [row for row, _ in part], answers)
             for (row, k), logprob in zip(part, added, strict=True):
                 scores[row][k] += logprob
     return scores
 
 
-def _rest(model: Model, compute: Compute, rows: Rows, of: Sequence[int], answers: Tensor) -> list[float]:
+def _rest(compute: Compute, rows: Rows, of: Sequence[int], answers: Tensor) -> list[float]:
     """Σ ln p of the answers' tokens but the first."""
     n_run = answers.shape[1] - 1
     branch = rows.copied(torch.tensor(of), extra=n_run)
-    x = forward(model, compute, branch, Span(0, len(of)), answers[:, :-1], columns="all")
+    x = forward(compute, branch, Span(0, len(of)), answers[:, :-1], columns="all")
     lines = x.reshape(len(of) * n_run, -1)
     logprobs = compute.head.logprobs(lines, answers[:, 1:].reshape(-1, 1).to(lines.device))
     sums: list[float] = logprobs.view(len(of), n_run).double().sum(1).tolist()

@@ -71,7 +71,7 @@ class GroupRun:
                     shared=prompts.shared(self._group.prefix),
                 )
             rows = self._rows
-            x = start_rows(self._model, self._compute, rows, cells, states, prompts)
+            x = start_rows(self._compute, rows, cells, states, prompts)
             found = self._read(rows, cells, indices, x)
         except BaseException:
             self._queue.extendleft(reversed(indices))
@@ -99,7 +99,7 @@ class GroupRun:
             tops = NextTokens(found.logprobs, found.tokens, found.entropy)
             return tops_as_results(self._model, tops, cells, indices)
         if cells[0].readout.kind == "candidates":
-            scores = score(self._model, self._compute, rows, cells, x, at_once=self.n_rows)
+            scores = score(self._compute, rows, cells, x, at_once=self.n_rows)
             return [candidates_result(one, index) for one, index in zip(scores, indices, strict=True)]
         new = [(index, Writing(self._model, cell)) for index, cell in zip(indices, cells, strict=True)]
         tokens = self._choose(x, [writing for _, writing in new])
@@ -109,7 +109,7 @@ class GroupRun:
     def _decode(self) -> Sequence[Result]:
         assert self._rows is not None
         last = [[writing.token_ids[-1]] for _, writing in self._writings]
-        x = forward(self._model, self._compute, self._rows, Span(0, len(last)), torch.tensor(last))
+        x = forward(self._compute, self._rows, Span(0, len(last)), torch.tensor(last))
         return self._add(0, self._choose(x[:, 0], [writing for _, writing in self._writings]))
 
     def _choose(self, x: Float[Tensor, "row d_head_in"], writings: Sequence[Writing]) -> list[int | None]:

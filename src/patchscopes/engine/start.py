@@ -14,11 +14,11 @@ from patchscopes.hooks import Entry
 from patchscopes.kv import Rows
 from patchscopes.models import Model
 from patchscopes.plan import layer_of, suffix_of
-from patchscopes.spec import Cell, Ids
+from patchscopes.spec import Cell, Ids, Vector
 
 
 def start_rows(
-    model: Model, compute: Compute, rows: Rows, cells: Sequence[Cell], states: States, prompts: RunPrompts
+    compute: Compute, rows: Rows, cells: Sequence[Cell], states: States, prompts: RunPrompts
 ) -> Float[Tensor, "row d_head_in"]:
     """Add a row per cell and run its prompt's suffix; the head's input after its last token.
 
@@ -35,17 +35,17 @@ def start_rows(
         n_copied = len(ids) - suffix - rows.n_shared
         if n_copied:
             whole = torch.tensor([first_written + k for k in members])
-            for block in range(model.n_layers):
+            for block in range(compute.model.n_layers):
                 rows.put(block, whole, 0, prompts[ids].keys_values, slice(rows.n_shared, rows.n_shared + n_copied))
     entry = None
     if written:
         layers = [layer_of(cell) for cell in cells]
-        stream = _written_states(model, written, states, prompts)
+        stream = _written_states(written, states, prompts)
         entry = Entry(layers, stream, len(cells) - len(written))
     ids_run = torch.tensor([cell.target_ids[-suffix:] for cell in cells])
-    x = forward(model, compute, rows, span, ids_run, entry=entry)
+    x = forward(compute, rows, span, ids_run, entry=entry)
     if own_follow(cells):
-        _fill_below(model, rows, written, first_written, suffix, prompts)
+        _fill_below(compute.model, rows, written, first_written, suffix, prompts)
     return x[:, 0]
 
 
@@ -61,12 +61,11 @@ def _by_prompt(cells: Sequence[Cell]) -> dict[Ids, list[int]]:
     return found
 
 
-def _written_states(
-    model: Model, cells: Sequence[Cell], states: States, prompts: RunPrompts
-) -> Float[Tensor, "row column d_model"]:
+def _written_states(cells: Sequence[Cell], states: States, prompts: RunPrompts) -> Float[Tensor, "row column d_model"]:
     """The states that rows start with: the prompt's own at ℓ*, with the placeholders overwritten."""
     found = torch.stack([prompts[cell.target_ids].states[layer_of(cell)] for cell in cells])
-    places, vectors = [], []
+    places: list[tuple[int, int]] = []
+    vectors: list[Vector] = []
     for row, cell in enumerate(cells):
         assert cell.write is not None
         start = prompts[cell.target_ids].start

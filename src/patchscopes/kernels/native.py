@@ -63,7 +63,7 @@ def native() -> Native:
 
 
 def _load(folder: Path) -> ctypes.CDLL:
-    compiler = next((path for name in COMPILERS if (path := shutil.which(name))), None)
+    compiler = next(filter(None, map(shutil.which, COMPILERS)), None)
     # A library is good for this source, these flags, this kind of processor and this system, and for nothing else.
     key = hashlib.sha256("|".join((SOURCE.read_text(), *FLAGS, _processor(), platform.platform())).encode())
     path = folder / f"kernels-{key.hexdigest()[:24]}{'.dll' if sys.platform == 'win32' else '.so'}"

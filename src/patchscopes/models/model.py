@@ -206,6 +206,12 @@ class Model:
         return logits
 
     @property
+    def unembed_width(self) -> int:
+        """How wide is what enters the head: d_model, unless a projection stands before it (OPT)."""
+        weight = getattr(self.hf.get_output_embeddings(), "weight", None)
+        return int(weight.shape[-1]) if isinstance(weight, Tensor) else self.d_model
+
+    @property
     def final_norm(self) -> nn.Module | None:
         """The norm between the last block and the head, where there is one."""
         return self._submodule(self.architecture.final_norm)

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 _INTEGERS = ("source_index", "position", "source_layer", "target_layer", "draw", "sample", "rank", "seed")
 _NUMBERS = ("entropy", "logprob", "logprob_per_token", "logprob_minus_unpatched", "answer_surprisal")
 _STRINGS = (
-    "cell", "source", "token", "prompt", "control", "text", "finish_reason", "candidate", "status", "reason", "model", "schema",
+    "cell", "source", "token", "prompt", "control", "text", "finish_reason", "candidate", "status", "reason", "model",
+    "schema",
 )  # fmt: skip
 
 

@@ -1,0 +1,47 @@
+"""Cells → Plan: what to compute, decided before anything runs and without a model at hand.
+
+    wave     cells whose source states and prompts are in memory together
+    group    cells of a wave that share a prefix: the rows of its batches come from here, refilled as rows end
+    prompt   an inspection prompt, run once for all its cells
+
+Each distinct cell stands in one group of one wave. What a wave holds, and how many rows a group runs at once, keeps
+within the memory budget; and the plan says what it costs.
+"""
+
+from patchscopes.plan.compile import compile_plan
+from patchscopes.plan.cost import Alone, Cost, Explanation, Speed
+from patchscopes.plan.plan import Plan, Runner
+from patchscopes.plan.work import (
+    MAX_ROWS,
+    MAX_TOKENS,
+    Budget,
+    Group,
+    ModelShape,
+    Prompt,
+    SourcePass,
+    Wave,
+    layer_of,
+    states_of,
+    suffix_of,
+)
+
+__all__ = [
+    "MAX_ROWS",
+    "MAX_TOKENS",
+    "Alone",
+    "Budget",
+    "Cost",
+    "Explanation",
+    "Group",
+    "ModelShape",
+    "Plan",
+    "Prompt",
+    "Runner",
+    "SourcePass",
+    "Speed",
+    "Wave",
+    "compile_plan",
+    "layer_of",
+    "states_of",
+    "suffix_of",
+]

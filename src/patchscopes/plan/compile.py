@@ -1,0 +1,161 @@
+"""Cells → Plan. Each distinct cell stands in one group of one wave, within the memory budget."""
+
+from collections.abc import Iterator, Sequence
+
+from patchscopes.errors import OptionError
+from patchscopes.plan.plan import Plan
+from patchscopes.plan.work import (
+    MAX_TOKENS,
+    Budget,
+    Group,
+    ModelShape,
+    Prompt,
+    SourcePass,
+    Wave,
+    layer_of,
+    own_tokens,
+    placeholder,
+    row_bytes,
+    states_of,
+    suffix_of,
+)
+from patchscopes.spec import Cell, Ids, State
+
+# Sharing a prefix pays where so many cells have it.
+MIN_SHARING = 4
+# Of the budget: what source states and prompts may take, and what finished results may.
+KEPT_SHARE, RESULTS_SHARE = 1 / 4, 1 / 4
+RESULT_BYTES = 4096
+
+
+def compile_plan(cells: Sequence[Cell], shape: ModelShape, budget: Budget) -> Plan:
+    """Compile distinct cells into a Plan.
+
+    Raises OptionError where one row alone is over the budget, with the figures.
+    """
+    compiler = _Compiler(cells, shape, budget)
+    return Plan(tuple(cells), tuple(compiler.waves()), shape)
+
+
+class _Compiler:
+    def __init__(self, cells: Sequence[Cell], shape: ModelShape, budget: Budget) -> None:
+        self.cells, self.shape = cells, shape
+        self.max_rows = budget.max_rows
+        self.budget = budget.memory_bytes
+        results = min(len(cells) * RESULT_BYTES, int(RESULTS_SHARE * self.budget))
+        self.kept_bytes = int(KEPT_SHARE * self.budget)
+        self.rows_bytes = self.budget - results - self.kept_bytes
+        self.shared = self._shared_prefixes()
+        self.lengths = sorted({len(ids) for ids in self.shared}, reverse=True)
+
+    def _shared_prefixes(self) -> set[Ids]:
+        """What stands before the first placeholder of enough cells."""
+        if not self.shape.shares_prefix:
+            return set()
+        counts: dict[Ids, int] = {}
+        for cell in self.cells:
+            if cell.write is not None:
+                prefix = cell.target_ids[: placeholder(cell)]
+                counts[prefix] = counts.get(prefix, 0) + 1
+        return {prefix for prefix, count in counts.items() if prefix and count >= MIN_SHARING}
+
+    def prefix_of(self, cell: Cell) -> Ids:
+        """The shared prefix that a cell's rows begin with; empty where they share none."""
+        if cell.write is not None:
+            prefix = cell.target_ids[: placeholder(cell)]
+            return prefix if prefix in self.shared else ()
+        starts = (cell.target_ids[:n] for n in self.lengths if n < len(cell.target_ids))
+        return next((start for start in starts if start in self.shared), ())
+
+    def waves(self) -> Iterator[Wave]:
+        """Cut the cells, in their order, where states and prompts would be more than their share of the budget."""
+        wave: list[int] = []
+        seen: set[object] = set()
+        held = 0
+        for index, cell in enumerate(self.cells):
+            new = {key: size for key, size in self._kept(cell) if key not in seen}
+            if wave and held + sum(new.values()) > self.kept_bytes:
+                yield self._wave(wave)
+                wave, seen, held = [], set(), 0
+                new = dict(self._kept(cell))
+            seen.update(new)
+            held += sum(new.values())
+            wave.append(index)
+        if wave:
+            yield self._wave(wave)
+
+    def _kept(self, cell: Cell) -> Iterator[tuple[object, int]]:
+        """What a cell needs in memory all the while, with its size in bytes."""
+        if cell.write is None:
+            return
+        shape = self.shape
+        for vector in set(cell.write.vectors):
+            for state in states_of(vector):
+                yield state, 4 * shape.d_model
+        n_tokens = len(cell.target_ids)
+        yield cell.target_ids, 2 * shape.kv_bytes_per_token * n_tokens
+        suffix = n_tokens - placeholder(cell)
+        yield (cell.target_ids, cell.write.site.layer), shape.itemsize * shape.d_model * suffix
+
+    def _wave(self, indices: Sequence[int]) -> Wave:
+        by_group: dict[tuple[str, Ids], list[tuple[int, bool, int, int]]] = {}
+        prompts: dict[Ids, tuple[int, set[int]]] = {}
+        for index in indices:
+            cell = self.cells[index]
+            prefix = self.prefix_of(cell)
+            suffix = suffix_of(cell, len(prefix))
+            order = (suffix, cell.write is not None, layer_of(cell), index)
+            by_group.setdefault((cell.readout.kind, prefix), []).append(order)
+            if cell.write is not None:
+                _, layers = prompts.setdefault(cell.target_ids, (placeholder(cell), set()))
+                layers.add(cell.write.site.layer)
+        return Wave(
+            tuple(self._source_batches(indices)),
+            tuple(Prompt(ids, start, tuple(sorted(layers))) for ids, (start, layers) in prompts.items()),
+            tuple(self._group(prefix, sorted(rows)) for (_, prefix), rows in by_group.items()),
+        )
+
+    def _group(self, prefix: Ids, rows: Sequence[tuple[int, bool, int, int]]) -> Group:
+        indices = tuple(index for *_, index in rows)
+        cells = [self.cells[index] for index in indices]
+        capacity = max(len(cell.target_ids) - len(prefix) + own_tokens(cell) for cell in cells)
+        suffix = rows[-1][0]
+        size = row_bytes(self.shape, capacity, suffix)
+        if any(cell.readout.kind == "candidates" for cell in cells):
+            size *= 2  # candidates run beside the rows that they follow
+        check_fits(size, self.rows_bytes, self.budget, f"one cell of {len(prefix) + capacity:,} tokens")
+        at_most = max(1, min(self.max_rows, self.rows_bytes // size))
+        n_rows = -(-len(indices) // -(-len(indices) // at_most))  # batches of equal size
+        return Group(indices, prefix, n_rows, max(1, min(n_rows, MAX_TOKENS // suffix)), capacity)
+
+    def _source_batches(self, indices: Sequence[int]) -> Iterator[tuple[SourcePass, ...]]:
+        """Source passes, of similar length together, as many as the budget holds."""
+        wanted: dict[Ids, dict[State, None]] = {}
+        for index in indices:
+            write = self.cells[index].write
+            for vector in dict.fromkeys(write.vectors) if write else ():
+                for state in states_of(vector):
+                    wanted.setdefault(state.ids, {})[state] = None
+        passes = sorted((SourcePass(ids, tuple(states)) for ids, states in wanted.items()), key=lambda p: len(p.ids))
+        batch: list[SourcePass] = []
+        for source in passes:
+            length = len(source.ids)
+            size = row_bytes(self.shape, length, length)
+            check_fits(size, self.rows_bytes, self.budget, f"a source of {length:,} tokens")
+            many = len(batch) == self.max_rows or (len(batch) + 1) * length > MAX_TOKENS
+            if batch and (many or (len(batch) + 1) * size > self.rows_bytes):
+                yield tuple(batch)
+                batch = []
+            batch.append(source)
+        if batch:
+            yield tuple(batch)
+
+
+def check_fits(size: int, available: int, budget: int, what: str) -> None:
+    """Raise OptionError, with the figures, where `what` alone is more than there is."""
+    if size > available:
+        raise OptionError(
+            f"{what} needs about {size / 2**20:,.1f} MiB beside the weights, and of the memory budget of "
+            f"{budget / 2**20:,.1f} MiB there are {available / 2**20:,.1f} MiB for it; give more memory, or a shorter "
+            "prompt."
+        )

@@ -1,0 +1,65 @@
+"""How fast a model runs here, by running it: the engine's own passes, and one text alone, about a second in all."""
+
+import time
+from collections.abc import Callable
+
+import torch
+
+from patchscopes.compute import compute_of
+from patchscopes.forward import Span, forward
+from patchscopes.kv import Rows, recording_cache
+from patchscopes.models import Inputs, Model
+from patchscopes.plan import Speed
+
+REPEATS = 3
+FEW = 8
+SHORT, LONG = 4, 64
+
+
+def measure_speed(model: Model, *, n_rows: int, top_k: int = 10) -> Speed:
+    """Time passes of `n_rows` rows and of few, the head for as many, and one text alone."""
+    compute = compute_of(model)
+    n_rows = max(n_rows, 2 * FEW)
+    few, many = (_pass_s(model, rows) for rows in (FEW, n_rows))
+    block_s = max(many - few, 1e-9) / (n_rows - FEW) / model.n_layers
+    width = model.unembed_width
+    x = torch.randn(n_rows, width, generator=torch.Generator().manual_seed(0)).to(model.device, model.dtype)
+    short, long = (_best_s(lambda n=n: _alone(model, n)) for n in (SHORT, LONG))  # type: ignore[misc]
+    per_token = max(long - short, 0.0) / (LONG - SHORT)
+    return Speed(
+        pass_s=max(few - FEW * model.n_layers * block_s, 0.0),
+        block_token_s=block_s,
+        token_s=_best_s(lambda: compute.head.best(x)) / n_rows,
+        distribution_s=_best_s(lambda: compute.head.distribution(x, top_k)) / n_rows,
+        single_s=max(short - SHORT * per_token, 0.0),
+        single_token_s=per_token,
+    )
+
+
+def _pass_s(model: Model, n_rows: int) -> float:
+    """A decoding pass without the head."""
+    compute = compute_of(model)
+    rows = Rows(model, n_rows=n_rows, capacity=2 * (REPEATS + 2))
+    rows.add([0] * n_rows)
+    ids = torch.zeros(n_rows, 1, dtype=torch.long)
+    return _best_s(lambda: forward(compute, rows, Span(0, n_rows), ids))
+
+
+@torch.no_grad()
+def _alone(model: Model, n_tokens: int) -> None:
+    """One text by transformers' own modules, as a loop over cells would run it."""
+    ids = torch.zeros(1, n_tokens, dtype=torch.long, device=model.device)
+    model.forward(Inputs(ids, cache=recording_cache(model)), "last")
+
+
+def _best_s(run: Callable[[], object]) -> float:
+    """The shortest of a few runs, after one to warm up."""
+    run()
+    times = []
+    for _ in range(REPEATS):
+        start = time.perf_counter()
+        run()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - start)
+    return min(times)
