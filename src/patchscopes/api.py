@@ -62,17 +62,21 @@ def load(
     """
     if isinstance(name_or_hf_model, str | PathLike):
         options = LoadOptions(revision, trust_remote_code, dtype, device)
-        model = load_by_name(
-            os.fspath(name_or_hf_model), options, Settings.from_env(), tokenizer=tokenizer, notify=notify
+        return load_by_name(
+            os.fspath(name_or_hf_model),
+            options,
+            Settings.from_env(),
+            tokenizer=tokenizer,
+            notify=notify,
+            prove=lambda model: require(check_model(model, thorough=False)),
         )
-    elif isinstance(name_or_hf_model, PreTrainedModel):
+    if isinstance(name_or_hf_model, PreTrainedModel):
         model = wrap_in_memory(name_or_hf_model, tokenizer)
-    else:
-        raise OptionError(
-            f"load() was given a {type(name_or_hf_model).__name__}; it takes a name, a path or a transformers model."
-        )
-    require(check_model(model, thorough=False))
-    return model
+        require(check_model(model, thorough=False))
+        return model
+    raise OptionError(
+        f"load() was given a {type(name_or_hf_model).__name__}; it takes a name, a path or a transformers model."
+    )
 
 
 class InspectOptions(TypedDict, total=False):

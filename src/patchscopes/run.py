@@ -73,7 +73,14 @@ class Inspection:
     @cached_property
     def identities(self) -> tuple[str | None, ...]:
         """The identity of each request's cell; None where it has none."""
-        return tuple(None if request.cell is None else request.cell.identity() for request in self.requests)
+        found: list[str | None] = []
+        last: Request | None = None
+        for request in self.requests:
+            # The candidates of a cell follow each other.
+            same = last is not None and request.cell is last.cell
+            found.append(found[-1] if same else None if request.cell is None else request.cell.identity())
+            last = request
+        return tuple(found)
 
     @cached_property
     def work(self) -> Work:

@@ -1,5 +1,6 @@
 """`patchscopes inspect`: sources in, rows out."""
 
+import gc
 import signal
 import time
 from collections.abc import Callable
@@ -107,7 +108,7 @@ def load_for(options: dict[str, Any]) -> Any:
     """Take the model options out of `options` and load what they name; slow steps are told on standard error."""
     import patchscopes.api
 
-    return patchscopes.api.load(
+    model = patchscopes.api.load(
         options.pop("model"),
         revision=options.pop("revision"),
         trust_remote_code=options.pop("trust_remote_code"),
@@ -115,6 +116,9 @@ def load_for(options: dict[str, Any]) -> Any:
         device=options.pop("device"),
         notify=lambda message: click.echo(message, err=True),
     )
+    gc.freeze()  # what is there now stays: no later search for cycles needs to walk it
+    gc.enable()
+    return model
 
 
 def _prepare(sources: list[Any], options: dict[str, Any]) -> "Inspection":

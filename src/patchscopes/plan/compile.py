@@ -122,7 +122,7 @@ class _Compiler:
         suffix = rows[-1][0]
         size = row_bytes(self.shape, capacity, suffix)
         if any(cell.readout.kind == "candidates" for cell in cells):
-            size *= 2  # candidates run beside the rows that they follow
+            size *= 3  # candidates run beside the rows that they follow, two tokens for each
         check_fits(size, self.rows_bytes, self.budget, f"one cell of {len(prefix) + capacity:,} tokens")
         at_most = max(1, min(self.max_rows, self.rows_bytes // size))
         n_rows = -(-len(indices) // -(-len(indices) // at_most))  # batches of equal size

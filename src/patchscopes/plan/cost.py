@@ -150,7 +150,7 @@ def _group(cells: Sequence[Cell], group: Group, shape: ModelShape, kept_bytes: i
         chosen += 1 + steps if cell.readout.kind == "text" else 0
     starts = -(-len(cells) // group.n_started)
     longest = max(own_tokens(cell) for cell in cells)
-    size = row_bytes(shape, group.capacity, 1) * (2 if answers else 1)
+    size = row_bytes(shape, group.capacity, 1) * (3 if answers else 1)
     return Cost(
         forward_passes=starts + (starts if answers else -(-len(cells) // group.n_rows)) * longest,
         prefill_tokens=prefill,
