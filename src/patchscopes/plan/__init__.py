@@ -21,6 +21,7 @@ from patchscopes.plan.work import (
     SourcePass,
     Wave,
     layer_of,
+    placeholder,
     states_of,
     suffix_of,
 )
@@ -42,6 +43,7 @@ __all__ = [
     "Wave",
     "compile_plan",
     "layer_of",
+    "placeholder",
     "states_of",
     "suffix_of",
 ]

@@ -73,13 +73,17 @@ class _Compiler:
         seen: set[object] = set()
         held = 0
         for index, cell in enumerate(self.cells):
-            new = {key: size for key, size in self._kept(cell) if key not in seen}
+            # Most cells share their vectors with one neighbour and their prompt with all: told by the very objects.
+            write = cell.write
+            known = write is None or {id(write.vectors), (id(cell.target_ids), write.site.layer)} <= seen
+            new = {} if known else {key: size for key, size in self._kept(cell) if key not in seen}
             if wave and held + sum(new.values()) > self.kept_bytes:
                 yield self._wave(wave)
                 wave, seen, held = [], set(), 0
                 new = dict(self._kept(cell))
-            seen.update(new)
-            held += sum(new.values())
+            if write is not None and not known:
+                seen.update(new, (id(write.vectors), (id(cell.target_ids), write.site.layer)))
+                held += sum(new.values())
             wave.append(index)
         if wave:
             yield self._wave(wave)
@@ -100,15 +104,22 @@ class _Compiler:
     def _wave(self, indices: Sequence[int]) -> Wave:
         by_group: dict[tuple[str, Ids], list[tuple[int, bool, int, int]]] = {}
         prompts: dict[Ids, tuple[int, set[int]]] = {}
+        places: dict[tuple[int, int], tuple[Ids, int]] = {}
         for index in indices:
             cell = self.cells[index]
-            prefix = self.prefix_of(cell)
-            suffix = suffix_of(cell, len(prefix))
+            start = placeholder(cell)
+            place = (id(cell.target_ids), start if cell.write is not None else -1)
+            if place not in places:
+                prefix = self.prefix_of(cell)
+                places[place] = prefix, suffix_of(cell, len(prefix))
+                if cell.write is not None:
+                    before, layers = prompts.get(cell.target_ids, (start, set()))
+                    prompts[cell.target_ids] = min(start, before), layers
+            prefix, suffix = places[place]
             order = (suffix, cell.write is not None, layer_of(cell), index)
             by_group.setdefault((cell.readout.kind, prefix), []).append(order)
             if cell.write is not None:
-                _, layers = prompts.setdefault(cell.target_ids, (placeholder(cell), set()))
-                layers.add(cell.write.site.layer)
+                prompts[cell.target_ids][1].add(cell.write.site.layer)
         return Wave(
             tuple(self._source_batches(indices)),
             tuple(Prompt(ids, start, tuple(sorted(layers))) for ids, (start, layers) in prompts.items()),
@@ -131,9 +142,9 @@ class _Compiler:
     def _source_batches(self, indices: Sequence[int]) -> Iterator[tuple[SourcePass, ...]]:
         """Source passes, of similar length together, as many as the budget holds."""
         wanted: dict[Ids, dict[State, None]] = {}
-        for index in indices:
-            write = self.cells[index].write
-            for vector in dict.fromkeys(write.vectors) if write else ():
+        writes = {id(write.vectors): write for index in indices if (write := self.cells[index].write) is not None}
+        for write in writes.values():
+            for vector in dict.fromkeys(write.vectors):
                 for state in states_of(vector):
                     wanted.setdefault(state.ids, {})[state] = None
         passes = sorted((SourcePass(ids, tuple(states)) for ids, states in wanted.items()), key=lambda p: len(p.ids))
