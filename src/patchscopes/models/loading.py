@@ -65,7 +65,8 @@ def load_by_name(
 ) -> Model:
     """Load `name`; a registry model that is not there yet is pulled first, and `notify` is told.
 
-    `prove` looks at the model and raises where it will not do. Raises what it raises; UnknownModelError, ModelFilesError, UnsupportedModelError, DeviceError or PullError.
+    `prove` looks at the model and raises where it will not do. Raises what it raises, UnknownModelError,
+    ModelFilesError, UnsupportedModelError, DeviceError or PullError.
     """
     dtype, device = read_dtype(options.dtype), read_device(options.device)
     if name in REGISTRY:

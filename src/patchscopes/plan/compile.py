@@ -23,9 +23,11 @@ from patchscopes.spec import Cell, Ids, State
 
 # Sharing a prefix pays where so many cells have it.
 MIN_SHARING = 4
-# Of the budget: what source states and prompts may take, and what finished results may.
-KEPT_SHARE, RESULTS_SHARE = 1 / 4, 1 / 4
+# Set apart of the budget: what allocators keep, and finished results, these up to half of the rest.
+SLACK_BYTES = 24 * 2**20
 RESULT_BYTES = 4096
+# Of what is left, source states and prompts take one part in so many; rows have the rest.
+KEPT_PART = 4
 
 
 def compile_plan(cells: Sequence[Cell], shape: ModelShape, budget: Budget) -> Plan:
@@ -42,9 +44,10 @@ class _Compiler:
         self.cells, self.shape = cells, shape
         self.max_rows = budget.max_rows
         self.budget = budget.memory_bytes
-        results = min(len(cells) * RESULT_BYTES, int(RESULTS_SHARE * self.budget))
-        self.kept_bytes = int(KEPT_SHARE * self.budget)
-        self.rows_bytes = self.budget - results - self.kept_bytes
+        left = self.budget - min(SLACK_BYTES, self.budget // 4)
+        left -= min(len(cells) * RESULT_BYTES, left // 2)
+        self.kept_bytes = left // KEPT_PART
+        self.rows_bytes = left - self.kept_bytes
         self.shared = self._shared_prefixes()
         self.lengths = sorted({len(ids) for ids in self.shared}, reverse=True)
 
