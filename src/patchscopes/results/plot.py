@@ -17,18 +17,8 @@ from matplotlib.font_manager import findfont, get_font, get_font_names
 from matplotlib.ft2font import FT2Font
 
 from patchscopes.errors import OptionError
-from patchscopes.results.blocks import (
-    Beside,
-    Block,
-    Entry,
-    answers_of,
-    block_of,
-    escaped,
-    marked,
-    place_of,
-    quoted,
-    ranges,
-)
+from patchscopes.results.blocks import Beside, Block, answers_of, block_of, marked, place_of
+from patchscopes.results.entry import Entry, escaped, quoted, ranges
 from patchscopes.results.rows import Record
 from patchscopes.results.summary import caption
 from patchscopes.spec import Row
