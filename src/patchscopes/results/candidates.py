@@ -24,9 +24,9 @@ class Candidates:
         for row in results:
             if row.candidate is not None:
                 found.setdefault(_cell(row), {}).setdefault(row.candidate, row)
-        self._leads = {key: next(iter(rows.values())) for key, rows in found.items()}
+        self._asked: Mapping[Key, tuple[Row, ...]] = {key: tuple(rows.values()) for key, rows in found.items()}
         self._rows: Mapping[Key, list[Row]] = {
-            key: sorted(rows.values(), key=lambda row: row.rank or 0) for key, rows in found.items()
+            key: sorted(rows, key=lambda row: row.rank or 0) for key, rows in self._asked.items()
         }
 
     @property
@@ -34,9 +34,13 @@ class Candidates:
         """How many candidates a cell has; 0 where none were scored."""
         return max(map(len, self._rows.values()), default=0)
 
+    def of(self, row: Row) -> tuple[Row, ...]:
+        """The rows of the cell that `row` is of, in the order in which candidates were asked for."""
+        return self._asked.get(_cell(row), ())
+
     def leads(self, row: Row) -> bool:
         """Whether `row` stands for its cell."""
-        return row.candidate is None or self._leads[_cell(row)] is row
+        return row.candidate is None or self._asked[_cell(row)][0] is row
 
     def judged(self, row: Row) -> Row:
         """`row`, which leads, with `expected` telling whether an expected answer is the likeliest candidate.

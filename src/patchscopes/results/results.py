@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 _INTEGERS = ("source_index", "position", "source_layer", "target_layer", "draw", "sample", "rank", "seed")
 _NUMBERS = ("entropy", "logprob", "logprob_per_token", "logprob_minus_unpatched", "answer_surprisal")
 _STRINGS = (
-    "cell", "source", "token", "prompt", "control", "text", "finish_reason", "candidate", "status", "reason", "model", "schema",
+    "cell", "source", "token", "prompt", "control", "text", "finish_reason", "candidate", "status", "reason", "model",
+    "schema",
 )  # fmt: skip
 
 
@@ -175,6 +176,7 @@ class Results(Sequence[Row]):
     ) -> "Figure":
         """Layers against texts, controls beside, for one (source, position, prompt): the first unless said.
 
+        With readout "candidates", what the write adds to each candidate's log-probability, by layer, controls under it.
         Where ℓ* is not ℓ, `target_layer` chooses ℓ*. Returns a matplotlib Figure, which a notebook shows; elsewhere
         use its `savefig`. Raises OptionError where there is no such cell.
         """

@@ -104,7 +104,8 @@ def legend(results: Record) -> str:
     else:
         parts[0] = "ℓ: the layer, after ℓ blocks, that is read from and written to"
     scored = any(row.candidate is not None for row in results)
-    if any(row.expected is not None for row in results):
+    # Of candidates, where none is an expected answer, there is no mark.
+    if any(row.expected or (row.expected is not None and not scored) for row in results):
         leaks = ", in brackets where it had leaked" if any("leaked" in row.flags for row in results) else ""
         where = "the likeliest candidate, or not, and its rank" if scored else "in the text, or not"
         parts.append(f"✓ ✗: the expected answer is {where}{leaks}")
