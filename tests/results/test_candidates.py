@@ -106,6 +106,8 @@ def test_the_expected_answer_has_its_mark_rank_and_difference() -> None:
     assert "✗ 4 · physicist" in line_of(shown, 0), "of a control, too"
     assert "expected answer is the likeliest of 4 candidates in 1 of 2 cells, at ℓ = 1" in shown
     assert "expected answer is the likeliest of 4 candidates in 0 of 2 random-state" in shown
+    assert "expected answer is raised most in 1 of 2 cells, at ℓ = 1" in shown
+    assert "raised most in 0 of 2 random-state" in shown
 
 
 def test_what_the_write_raises_most_is_told_apart_from_the_likeliest() -> None:

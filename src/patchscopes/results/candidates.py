@@ -52,6 +52,12 @@ class Candidates:
         best = self.best(row)
         return replace(row, expected=None if best is None else best.rank == 1)
 
+    def judged_by_raise(self, row: Row) -> Row:
+        """As `judged`, with `expected` telling whether the write raises an expected answer the most."""
+        most = self._most_raised(row)
+        expected = None if self.best(row) is None else most is not None and bool(most.expected)
+        return replace(row, expected=expected)
+
     def best(self, row: Row) -> Row | None:
         """The likeliest of the cell's candidates that are expected answers."""
         return next((scored for scored in self._rows[_cell(row)] if scored.expected), None)
@@ -66,11 +72,10 @@ class Candidates:
         return self._listed(row, N_SHOWN_BESIDE, "" if best is None else f"{mark(self.judged(row))} {best.rank} · ")
 
     def raised(self, row: Row) -> Entry:
-        """The candidate that the write raises the most; none where it lowers them all."""
-        scored = [one for one in self._rows[_cell(row)] if (one.logprob_minus_unpatched or 0) > 0]
-        if not scored:
+        """The candidate that the write raises the most over the prompt alone; or that there is none."""
+        most = self._most_raised(row)
+        if most is None:
             return Entry("(all lowered)" if row.status == "ok" else "", "note")
-        most = max(scored, key=lambda one: one.logprob_minus_unpatched or 0)
         return Entry(f"{_name(most, RAISED_WIDTH)} {_difference(most)}", _kind(most))
 
     def keys(self, rows: Sequence[Row]) -> Iterator[tuple[str, list[Entry]]]:
@@ -85,6 +90,10 @@ class Candidates:
         scored = [one for row in rows for one in self._rows.get(_cell(row), ())]
         if any(one.expected is not None for one in scored) and not any(one.expected for one in scored):
             yield "no candidate is an expected answer, so that none has a rank here"
+
+    def _most_raised(self, row: Row) -> Row | None:
+        raised = [one for one in self._rows[_cell(row)] if (one.logprob_minus_unpatched or 0) > 0]
+        return max(raised, key=lambda one: one.logprob_minus_unpatched or 0, default=None)
 
     def _listed(self, row: Row, n_shown: int, head: str) -> Entry:
         if row.status != "ok":

@@ -1,7 +1,7 @@
 """What stands under the tables: hits beside the controls' hits, counts by status, what was left out, what made it."""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from patchscopes.results.blocks import CONTROLS, FLAGS
 from patchscopes.results.candidates import Candidates
@@ -26,14 +26,22 @@ def summary(results: Record) -> list[str]:
 
 
 def hits(results: Record) -> Iterator[str]:
-    """How often an expected answer is in the text, or the likeliest candidate; at which layers; and for each control.
+    """How often an expected answer is in the text, or first among candidates; at which layers; and for each control.
 
     Rows in which the answer had leaked are counted apart (rule 18).
     """
     candidates = Candidates(results)
-    cells = [candidates.judged(row) for row in results if candidates.leads(row)]
-    judged = [row for row in cells if row.expected is not None]
-    said = f"is the likeliest of {candidates.n} candidates in" if candidates.n else "in"
+    cells = [row for row in results if candidates.leads(row)]
+    if not candidates.n:
+        yield from _hits(cells, "in")
+        return
+    yield from _hits(map(candidates.judged, cells), f"is the likeliest of {candidates.n} candidates in")
+    written = [row for row in cells if row.control != "unpatched"]
+    yield from _hits(map(candidates.judged_by_raise, written), "is raised most in")
+
+
+def _hits(rows: Iterable[Row], said: str) -> Iterator[str]:
+    judged = [row for row in rows if row.expected is not None]
     for name in dict.fromkeys(row.control for row in judged):
         of = [row for row in judged if row.control == name]
         fair = [row for row in of if "leaked" not in row.flags]
