@@ -1,6 +1,7 @@
 """Progress: what is counted, what is told, and no more lines than one in ten seconds."""
 
-from patchscopes.cli.progress import LINE_EVERY_S, Progress, duration
+from patchscopes.cli.progress import LINE_EVERY_S, Progress
+from patchscopes.plan import duration
 from rows import make_row
 
 

@@ -82,6 +82,7 @@ def model_options(command: Callable[..., Any]) -> Callable[..., Any]:
     show_default=True,
     help="BOS token before raw text.",
 )
+@click.option("--explain", is_flag=True, help="Say what it takes, and how long here, and run nothing.")
 @click.option("--memory", default=None, metavar="SIZE", help=MEMORY_HELP)
 @output_options
 @click.option(
@@ -90,7 +91,7 @@ def model_options(command: Callable[..., Any]) -> Callable[..., Any]:
 def inspect_command(**options: Any) -> int:
     """Read the hidden states of SOURCE… in words, layer by layer, beside controls."""
     sources = read_sources(options.pop("source"), options.pop("sources_file"))
-    out = options.pop("out")
+    out, explain = options.pop("out"), options.pop("explain")
     as_format = chosen_format(options.pop("as_format"), out)
     options.update(read_values(options.pop("controls"), options.pop("candidates"), options.pop("memory")))
     from patchscopes.cli.output import opened
@@ -99,6 +100,9 @@ def inspect_command(**options: Any) -> int:
         from patchscopes.store import check_folder
 
         check_folder(options["run"])
+    if explain:
+        click.echo(str(_prepare(sources, options).explain()))
+        return 0
     with opened(out) as file:
         collector = _Collector(as_format, file)
         name = options["model"]

@@ -9,7 +9,8 @@ import click
 @click.argument("spec", type=click.Path())
 @click.option("--out", required=True, help="The run directory: it keeps rows as they finish.")
 @click.option("--memory", default=None, metavar="SIZE", help="Budget of one batch, such as 8GiB, before that of SPEC.")
-def run_command(spec: str, out: str, memory: str | None) -> int:
+@click.option("--explain", is_flag=True, help="Say what remains to be done, and how long it takes here; run nothing.")
+def run_command(spec: str, out: str, memory: str | None, explain: bool) -> int:
     """Run the specification in SPEC (TOML, YAML or JSON); the same command again does only what remains.
 
     Its keys are model, revision, dtype, device, trust_remote_code, sources or sources_file, and the options of
@@ -29,6 +30,9 @@ def run_command(spec: str, out: str, memory: str | None) -> int:
     budget = {} if memory is None else {"memory_bytes": parse_bytes(memory)}
     model = api.load(asked.model, notify=lambda message: click.echo(message, err=True), **asked.load_options)
     inspection = api.prepare(model, asked.sources, run=out, **{**asked.options, **budget})
+    if explain:
+        click.echo(str(inspection.explain()))
+        return 0
     start, interrupted = time.monotonic(), False
     with inspection.session() as session:
         announce(session)

@@ -38,7 +38,7 @@ def show_command(run: str, as_format: str | None, out: str | None) -> None:
 def progress_lines(stored: "StoredRun", name: str) -> list[str]:
     """How far a run is, its counts by status, its speed and what is wrong with it."""
     from patchscopes.cli.output import in_words
-    from patchscopes.cli.progress import duration
+    from patchscopes.plan import duration
 
     total, done = stored.manifest.head.n_requests, len(stored.rows)
     state = (
