@@ -107,8 +107,10 @@ class _Compiler:
             order = (suffix, cell.write is not None, layer_of(cell), index)
             by_group.setdefault((cell.readout.kind, prefix), []).append(order)
             if cell.write is not None:
-                _, layers = prompts.setdefault(cell.target_ids, (placeholder(cell), set()))
+                start, layers = prompts.get(cell.target_ids, (placeholder(cell), set()))
                 layers.add(cell.write.site.layer)
+                # The same tokens may be written elsewhere: "x {} x" and "x x {}".
+                prompts[cell.target_ids] = min(start, placeholder(cell)), layers
         return Wave(
             tuple(self._source_batches(indices)),
             tuple(Prompt(ids, start, tuple(sorted(layers))) for ids, (start, layers) in prompts.items()),
