@@ -80,7 +80,7 @@ class Head:
         scale = (high - highest).exp()
         z = (total * scale).sum(0)
         # Σ (x − highest) e^(x − highest), from each chunk's sums around its own largest
-        shifted = ((weighted + (high - highest) * total) * scale).sum(0)
+        shifted = torch.where(scale > 0, (weighted + (high - highest) * total) * scale, 0).sum(0)
         normalizer = highest + z.log()
         logprobs = top.values.double() - normalizer[:, None]
         return Distribution((z.log() - shifted / z).float(), logprobs.float(), top.indices)
