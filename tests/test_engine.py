@@ -146,6 +146,20 @@ def test_cells_without_a_write_run_beside_others(llama: Model) -> None:
             assert result.token_ids == Reference(llama).run_cell(cell).token_ids
 
 
+@pytest.mark.parametrize("family", ["llama", "gpt2", "bloom"])
+@pytest.mark.parametrize("order", [(1, 3, 2), (3, 1, 2)])
+def test_the_same_prompt_may_be_written_at_several_places(family: str, order: tuple[int, ...]) -> None:
+    """ "x {} x" and "x x {}" have the same tokens, and one run of them serves both."""
+    model, prompt = tiny_model(family), PROMPTS[0][0]
+    state = State(*SOURCES[0], 2)
+    cells = [
+        make_cell(model, Write(Site(layer), (position,), (state,)), prompt) for position in order for layer in (0, 2, 3)
+    ]
+    cells.append(make_cell(model, Write(Site(2), (1, 4), (state, state)), prompt))
+    for cell, result in zip(cells, run_cells(model, Engine(model), cells, Budget(AMPLE)), strict=True):
+        assert result.token_ids == Reference(model).run_cell(cell).token_ids, cell
+
+
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gemma3", "falcon", "mixtral"])
 def test_one_token_source_at_layer_0_is_the_token_itself(family: str) -> None:
     """For rotary models a one-token source at 0 → 0 equals the prompt with that token in the placeholder's stead; a

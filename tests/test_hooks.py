@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 import families
 from conftest import tiny_model
-from patchscopes.hooks import LayerWrite, Places, capture, patch
+from patchscopes.hooks import Entry, LayerWrite, Places, capture, enter, patch, replaced, returns_tuples
 from patchscopes.models import Model, wrap_in_memory
 
 IDS = torch.tensor([[17, 33, 60, 21], [80, 41, 27, 50]])
@@ -187,3 +187,116 @@ def test_no_capture_and_no_write_leave_the_model_alone(llama: Model) -> None:
         assert n_hooks(llama) == 0
         llama.all_logits(IDS)
     assert states == {}
+
+
+# ------------------------------------------------------------------------------------------------------ enter, replaced
+
+ALONE = IDS[:1]
+
+
+def states_of(model: Model) -> dict[int, Tensor]:
+    """All states of the first text, by layer."""
+    with capture(model, dict.fromkeys(range(model.n_layers + 1), Places((0,) * 4, (0, 1, 2, 3)))) as states:
+        model.all_logits(ALONE)
+    return states
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "bloom", "falcon-alibi", "gemma3", "mixtral", "opt-post-norm"])
+def test_rows_that_start_at_their_own_layers_are_as_plain_patched_runs(family: str) -> None:
+    """Two rows that keep what the model embeds, then a row at each layer, the last above every block."""
+    model = tiny_model(family)
+    layers = range(model.n_layers + 1)
+    states = states_of(model)
+    vector = torch.linspace(-1, 1, model.d_model)
+    stream = torch.stack([states[layer].clone() for layer in layers])
+    stream[:, 2] = vector
+    ids = ALONE.expand(2 + len(layers), -1)
+    with enter(model, Entry([0, 0, *layers], stream, 2)):
+        found = model.all_logits(ids)
+    plain = model.all_logits(ALONE)[0]
+    assert torch.allclose(found[:2], plain.expand(2, -1, -1), atol=1e-4)
+    for row, layer in enumerate(layers, start=2):
+        with patch(model, [LayerWrite(layer, Places((0,), (2,)), vector[None])]):
+            assert torch.allclose(found[row], model.all_logits(ALONE)[0], atol=1e-4), layer
+    assert torch.equal(model.all_logits(ALONE)[0], plain)
+
+
+def test_a_block_runs_no_row_that_enters_above_it(llama: Model) -> None:
+    sizes: list[int] = []
+    returns_tuples(llama)  # which needs a pass of its own, once
+    handles = [
+        block.self_attn.register_forward_pre_hook(
+            lambda _, args, kwargs: sizes.append(len(args[0] if args else kwargs["hidden_states"])), with_kwargs=True
+        )
+        for block in llama.blocks
+    ]
+    stream = torch.zeros(5, 4, llama.d_model)
+    with enter(llama, Entry([0, 1, 1, 3, 4], stream)):
+        llama.all_logits(ALONE.expand(5, -1))
+    with enter(llama, Entry([3, 3], stream[:2])):
+        llama.all_logits(IDS)
+    with enter(llama, Entry([0, 0], None, 2)):
+        llama.all_logits(IDS)
+    for handle in handles:
+        handle.remove()
+    assert sizes == [1, 3, 3, 4, 2, 2, 2, 2, 2], "blocks 1 to 4; block 4 alone; all, from what the model embeds"
+
+
+def test_blocks_are_themselves_again_after_entering_whatever_happens(llama: Model) -> None:
+    before = [dict(block.__dict__) for block in llama.blocks]
+    entry = Entry([1, 2], torch.zeros(2, 4, llama.d_model))
+    with enter(llama, entry):
+        assert "forward" in llama.blocks[0].__dict__
+    with pytest.raises(KeyError), enter(llama, entry):
+        raise KeyError
+    with pytest.raises(RuntimeError), enter(llama, Entry([1, 2], torch.zeros(2, 3, llama.d_model))):
+        llama.all_logits(IDS)
+    assert [dict(block.__dict__) for block in llama.blocks] == before
+    assert n_hooks(llama) == 0
+
+
+def test_a_replaced_module_runs_by_the_function_and_gets_back_what_it_had() -> None:
+    plain, own = nn.Linear(2, 2), nn.Linear(2, 2)
+    of_its_own = lambda x: x + 5  # noqa: E731
+    own.forward = of_its_own  # type: ignore[method-assign]
+    x = torch.ones(1, 2)
+    expected = plain(x)
+    with replaced({plain: lambda x: x * 2, own: lambda x: x * 3}):
+        assert plain(x).eq(2).all()
+        assert own(x).eq(3).all()
+        with replaced({plain: lambda x: x * 7}):
+            assert plain(x).eq(7).all()
+        assert plain(x).eq(2).all(), "the outer one is back"
+    assert torch.equal(plain(x), expected)
+    assert "forward" not in plain.__dict__
+    assert own.forward is of_its_own
+    with pytest.raises(KeyError), replaced({plain: lambda x: x * 2, own: lambda x: x * 3}):
+        raise KeyError
+    assert torch.equal(plain(x), expected)
+    assert own(x).eq(6).all()
+
+
+def test_the_blocks_of_a_replaced_model_enter_by_what_replaced_them(llama: Model) -> None:
+    """`enter` inside `replaced`: rows run by the function that stands in, and all of it goes away."""
+    block, scale = llama.blocks[1], 0.0
+
+    def halved(stream: Tensor, *_: Any, **__: Any) -> Tensor:
+        return stream * scale
+
+    stream = torch.ones(2, 4, llama.d_model)
+    with (
+        replaced({block: halved}),
+        enter(llama, Entry([1, 2], stream)),
+        capture(llama, {2: Places((0, 1), (3, 3))}) as at,
+    ):
+        llama.all_logits(IDS)
+    assert at[2][0].eq(0).all(), "the first row ran through block 2"
+    assert at[2][1].eq(1).all(), "the second begins above it"
+    assert "forward" not in block.__dict__
+
+
+@pytest.mark.parametrize(("family", "tuples"), [("llama", False), ("gpt2", False), ("bloom", True), ("falcon", True)])
+def test_what_blocks_return_is_found_by_a_pass(family: str, tuples: bool) -> None:
+    model = wrap_in_memory(families.build(family), families.tiny_tokenizer())
+    assert returns_tuples(model) == tuples
+    assert n_hooks(model) == 0

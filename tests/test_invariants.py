@@ -107,21 +107,27 @@ def test_rule_4_replace_writes_the_vector_in_the_blocks_dtype(dtype: torch.dtype
 
 def test_rule_5_the_write_is_made_where_the_placeholder_runs_and_never_again(llama: Model) -> None:
     """A suffix of one token is written too, and decoding steps, one token long as well, are not."""
-    prompt = resolve_target(llama, InspectionPrompt("cat is {}"))
-    assert prompt.positions[0] == len(prompt.tokenized) - 1
+    target = resolve_target(llama, InspectionPrompt("cat is {}"))
+    assert target.positions[0] == len(target.tokenized) - 1
     results = inspect(llama, SENTENCE, prompt="cat is {}", controls=("unpatched", "zero"))
     assert len({row.token_ids for row in results}) > 3
-    before = len(llama.blocks[1]._forward_hooks)  # transformers may have left some of its own
-    hooks_seen: list[int] = []
-    counter = llama.blocks[1].register_forward_hook(
-        lambda *_: hooks_seen.append(len(llama.blocks[1]._forward_hooks) - before - 1)
+    first, second = llama.blocks[:2]
+
+    def n_hooks() -> tuple[int, int]:
+        return len(second._forward_hooks), len(first._forward_pre_hooks)
+
+    before = n_hooks()  # transformers may have left some of its own
+    seen: list[tuple[int, int]] = []
+    counter = second.register_forward_hook(
+        lambda *_: seen.append((n_hooks()[0] - before[0] - 1, n_hooks()[1] - before[1]))
     )
     inspect(llama, SENTENCE, prompt="cat is {}", source_layers=2, max_new_tokens=4, controls=())
     counter.remove()
-    capture_pass, prefix, prefill, *decoding = hooks_seen
-    assert (capture_pass, prefix, prefill) == (1, 0, 1), "one hook where it reads, and where it writes"
-    assert set(decoding) == {0}
-    assert len(llama.blocks[1]._forward_hooks) == before, "a hook exists only inside a with"
+    source, prompt, start, *decoding = seen
+    assert (source, prompt) == ((1, 0), (1, 0)), "one hook where it reads: of the source, and of the prompt as it is"
+    assert start == (0, 1), "the row starts above block 2, with the write made"
+    assert decoding == [(0, 0)] * 3, "a step of one token writes nothing"
+    assert n_hooks() == before, "a hook exists only inside a with"
 
 
 @pytest.mark.parametrize(
@@ -253,8 +259,11 @@ def test_rule_15_shared_work_is_planned_once(llama: Model) -> None:
     assert len(plan.cells) == 2 * (n + 1) * (n + 1) * 2 - 2 * (n + 1), (
         "every pair but those at the last layer of PROMPT"
     )
-    assert sum(map(len, plan.source_batches)) == 2, "one source pass per source prompt"
-    assert len(plan.prefixes) == 2, "one prefix per inspection prompt"
+    (wave,) = plan.waves
+    assert sum(map(len, wave.source_batches)) == 2, "one source pass per source prompt"
+    assert [prompt.start for prompt in wave.prompts] == [3, 1], "each inspection prompt is run once, for all its cells"
+    assert [len(group.prefix) for group in wave.groups] == [3, 1], "and what stands before its placeholder kept once"
+    assert sorted(index for group in wave.groups for index in group.cells) == list(range(len(plan.cells)))
 
 
 def test_rule_15_length_dependent_rotary_stays_on_one_side() -> None:

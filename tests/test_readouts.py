@@ -10,7 +10,7 @@ import torch
 from conftest import tiny_model
 from families import EOS_ID
 from patchscopes.models import Model
-from patchscopes.readouts import Writing, choose, next_token_results, token_text, top2_gap
+from patchscopes.readouts import Writing, candidates_result, choose, draw, next_token_results, token_text, top2_gap
 from patchscopes.spec import Cell, Decoding, Readout, Result
 
 CELL = Cell("m", "float32", (1, 2), None, Readout(), Decoding(4))
@@ -57,8 +57,8 @@ def test_logits_that_are_not_finite_are_a_failure_of_that_row_alone(llama: Model
     logits = torch.zeros(4, llama.d_vocab)
     logits[1, 3], logits[2, 5], logits[3] = math.nan, math.inf, -math.inf
     for temperature in (0.0, 1.0):
-        cells = [replace(CELL, decoding=Decoding(temperature=temperature))] * 4
-        assert [token is None for token in choose(logits, cells, 0)] == [False, True, True, True]
+        cell = replace(CELL, decoding=Decoding(temperature=temperature))
+        assert [choose(row, cell, 0) is None for row in logits] == [False, True, True, True]
     read = next_token_results(llama, logits, [replace(CELL, readout=Readout("next-token", 2))] * 4, range(4))
     assert [result.failure is None for result in read] == [True, False, False, False]
     assert all((r.text, r.token_ids, r.finish_reason, r.top) == (None, None, None, None) for r in read[1:])
@@ -143,13 +143,13 @@ def test_logprobs_are_computed_in_float32(llama: Model) -> None:
 
 
 def test_greedy_takes_the_largest_and_the_first_of_equals(llama: Model) -> None:
-    logits = torch.tensor([[0.0, 3.0, 3.0, 1.0], [5.0, 3.0, 3.0, 1.0]])
-    assert choose(logits, [CELL, CELL], 0) == [1, 0]
+    assert choose(torch.tensor([0.0, 3.0, 3.0, 1.0]), CELL, 0) == 1
+    assert choose(torch.tensor([5.0, 3.0, 3.0, 1.0]), CELL, 0) == 0
 
 
 def sampled(logits: torch.Tensor, temperature: float, n: int = 200) -> list[int]:
-    cells = [replace(CELL, decoding=Decoding(4, temperature=temperature), sample=i) for i in range(n)]
-    return choose(logits.expand(n, -1), cells, 0)
+    decoding = Decoding(4, temperature=temperature)
+    return [draw(logits, replace(CELL, decoding=decoding, sample=i), 0) for i in range(n)]
 
 
 def test_samples_follow_the_softmax_at_the_temperature() -> None:
@@ -175,19 +175,26 @@ def test_the_ends_of_the_unit_interval_draw_possible_tokens(
     assert set(sampled(torch.tensor([-math.inf, 0.0, 0.0, -math.inf]), 1.0, 2)) == {token}
 
 
-def test_a_draw_depends_on_cell_seed_and_step_and_not_on_its_row() -> None:
-    logits = torch.zeros(1, 300)
+def test_a_draw_depends_on_cell_seed_and_step_alone() -> None:
+    logits = torch.zeros(300)
     cell = replace(CELL, decoding=Decoding(4, temperature=1.0))
-    alone = choose(logits, [cell], 0)[0]
-    beside = choose(logits.expand(3, -1), [CELL, replace(cell, sample=1), cell], 0)
-    assert beside[0] == 0
-    assert beside[2] == alone
+    first = draw(logits, cell, 0)
+    assert choose(logits, cell, 0) == first, "choose draws where there is a temperature, and is greedy where not"
+    assert choose(logits, CELL, 0) == 0
     others = [
-        choose(logits, [cell], 1)[0],
-        choose(logits, [replace(cell, decoding=Decoding(4, temperature=1.0, seed=1))], 0)[0],
-        beside[1],
+        draw(logits, cell, 1),
+        draw(logits, replace(cell, decoding=Decoding(4, temperature=1.0, seed=1)), 0),
+        draw(logits, replace(cell, sample=1), 0),
     ]
-    assert alone not in others
+    assert first not in others
+    assert draw(logits, replace(cell, candidates=((1,),)), 0) == first, "what the identity leaves out changes nothing"
+
+
+def test_candidates_with_a_sum_that_is_no_number_fail_and_impossible_ones_do_not() -> None:
+    assert candidates_result([-1.5, -math.inf], 4) == Result(4, None, None, None, logprobs=(-1.5, -math.inf))
+    failed = candidates_result([-1.5, math.nan], 4)
+    assert (failed.index, failed.logprobs) == (4, None)
+    assert "not finite" in (failed.failure or "")
 
 
 def test_a_row_of_the_head_without_a_token_is_named() -> None:

@@ -22,6 +22,7 @@ from patchscopes.spec import (
     Source,
     State,
     Sweep,
+    TopToken,
     Vector,
     Write,
     Zero,
@@ -108,6 +109,26 @@ def test_what_the_readout_ignores_is_not_in_the_identity(cell: Cell, same: Cell)
     assert cell.identity() == same.identity()
 
 
+def test_candidates_are_in_the_identity_in_their_order_and_decoding_is_not() -> None:
+    """Ids decide, not how they are cut: (1, 2), (3,) are other answers than (1,), (2, 3)."""
+    scored = replace(CELL, readout=Readout("candidates"), candidates=((1, 2), (3,)))
+    others = (((1,), (2, 3)), ((3,), (1, 2)), ((1, 2),), ((12,), (3,)))
+    cells = (CELL, scored, *(replace(scored, candidates=other) for other in others))
+    assert len({cell.identity() for cell in cells}) == len(cells)
+    same = replace(scored, readout=Readout("candidates", 3), decoding=Decoding(7, temperature=1.0), sample=4)
+    assert same.identity() == scored.identity()
+    assert (scored.new_tokens, scored.more_tokens, CELL.more_tokens) == (1, 2, 20)
+
+
+def test_a_top_token_is_a_plain_tuple_by_name() -> None:
+    """There are ten a row: a NamedTuple is made in a fraction of a frozen dataclass's time."""
+    top = TopToken(" Madrid", 5, -0.25)
+    assert top == (" Madrid", 5, -0.25)
+    assert top._asdict() == {"token": " Madrid", "token_id": 5, "logprob": -0.25}
+    with pytest.raises(AttributeError):
+        top.token = "x"  # type: ignore[misc]
+
+
 def test_what_samples_and_top_k_need_is_in_the_identity() -> None:
     read = replace(CELL, readout=Readout("next-token", 3))
     cells = (
@@ -140,7 +161,7 @@ def test_any_text_can_be_hashed(stop: str) -> None:
 
 def test_every_noun_is_frozen_and_has_no_room_for_more() -> None:
     nouns = [noun for noun in vars(spec).values() if dataclasses.is_dataclass(noun) and isinstance(noun, type)]
-    assert len(nouns) > 15
+    assert len(nouns) >= 15
     for noun in nouns:
         assert noun.__dataclass_params__.frozen, noun  # type: ignore[attr-defined]
         assert "__slots__" in vars(noun), noun

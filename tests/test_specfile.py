@@ -98,7 +98,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"seed": "3"}, 'seed is "3"; it must be a whole number.'),
     ({"seed": True}, "seed is true; it must be a whole number."),
     ({"temperature": "hot"}, 'temperature is "hot"; it must be a number.'),
-    ({"readout": "next_token"}, "it must be 'text', 'next-token' (did you mean 'next-token'?)."),
+    ({"readout": "next_token"}, "it must be 'text', 'next-token', 'candidates' (did you mean 'next-token'?)."),
     ({"prompt": 3}, "prompt is 3; it must be a text or a table with text, name, placeholder"),
     ({"prompt": {"txt": "a {}"}}, "prompt is"),
     ({"prompt": ["a {}", 3]}, "prompt is"),

@@ -89,6 +89,7 @@ class Rows:
 
     def add(self, lengths: Sequence[int]) -> None:
         """Take rows into use behind those there are, with so many tokens each, which `put` fills."""
+        assert self.n + len(lengths) <= self._n_rows
         self._lengths[self.n : self.n + len(lengths)] = torch.tensor(lengths, dtype=torch.long)
         self.n += len(lengths)
 
@@ -105,6 +106,7 @@ class Rows:
     def running(self, start: int, count: int, columns: int) -> Iterator[None]:
         """While open, a forward pass runs rows start…start+count−1 on; then each has `columns` tokens more."""
         self._start, self._count = start, count
+        assert self.seen + columns <= self._capacity  # the kernel would write behind its buffers
         with _through_interface(self) if self._sharing == "shared" else _as_it_is():
             yield
         self._lengths[start : start + count] += columns

@@ -3,7 +3,7 @@
 import csv
 import io
 import json
-from dataclasses import asdict, fields
+from dataclasses import fields
 from typing import Any
 
 import pytest
@@ -28,6 +28,9 @@ changes = st.fixed_dictionaries(
         "flags": st.lists(st.sampled_from(["sink", "leaked"])).map(tuple),
         "top": st.none() | st.lists(st.tuples(texts, st.integers(0, 99), st.floats(-50, 0))),
         "status": st.sampled_from(["ok", "inert", "failed", "skipped"]),
+        "candidate": st.none() | texts,
+        "logprob": st.none() | st.floats(-50, 0),
+        "rank": st.none() | st.integers(1, 99),
     }
 )
 
@@ -75,7 +78,7 @@ def test_pandas_and_arrow_keep_nulls_as_nulls() -> None:
     assert str(frame.source_layer.dtype) == "Int64"
     assert frame.expected.tolist()[2] is True
     assert table.column("target_layer").to_pylist() == [2, None, 2]
-    assert table.column("top").to_pylist()[2][0] == asdict(TopToken(" Madrid", 5, -0.25))
+    assert table.column("top").to_pylist()[2][0] == TopToken(" Madrid", 5, -0.25)._asdict()
     assert json.loads(table.schema.metadata[b"patchscopes.model"])["id"] == "tiny"
     assert len(results().to_pandas()) == results().to_arrow().num_rows == 0
 

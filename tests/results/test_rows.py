@@ -36,6 +36,12 @@ fields = st.fixed_dictionaries(
         "finish_reason": st.sampled_from([None, "eos", "length", "stop"]),
         "top": st.none() | st.lists(st.tuples(texts, numbers, st.floats(-1e3, 0.0) | st.just(-math.inf)), max_size=3),
         "entropy": st.none() | st.floats(0, 20),
+        "candidate": st.none() | texts,
+        "logprob": st.none() | st.floats(-1e3, 0),
+        "logprob_per_token": st.none() | st.floats(-1e3, 0),
+        "logprob_minus_unpatched": st.none() | st.floats(-1e3, 1e3),
+        "rank": st.none() | st.integers(1, 99),
+        "answer_surprisal": st.none() | st.floats(0, 1e3),
         "expected": st.none() | st.booleans(),
         "flags": st.lists(st.sampled_from(["sink", "leaked"]), max_size=2).map(tuple),
         "status": st.sampled_from(["ok", "inert", "failed", "skipped"]),
@@ -113,7 +119,7 @@ def test_what_is_no_document_is_refused_in_words(text: str) -> None:
 
 def test_rows_of_another_schema_or_with_other_fields_are_refused() -> None:
     values = row_to_json(make_row())
-    for wrong in (values | {"schema": "patchscopes.rows/2"}, values | {"more": 1}, {"schema": values["schema"]}):
+    for wrong in (values | {"schema": "patchscopes.rows/1"}, values | {"more": 1}, {"schema": values["schema"]}):
         with pytest.raises(OptionError, match="no row of schema"):
             row_from_json(wrong)
 

@@ -55,6 +55,7 @@ class Head:
         else:
             self._chunks.append((0, module))
 
+    @torch.no_grad()
     def best(self, x: Float[Tensor, "row d_head_in"]) -> Best:
         """The most likely token of each row. Scale and softcap keep the order, so they are left out."""
         top = kernels.Top.none(x.shape[0], 1, x.device)
@@ -62,10 +63,12 @@ class Head:
             top = kernels.top_k(chunk(x), start, top)
         return Best(top.values[:, 0], top.indices[:, 0])
 
+    @torch.no_grad()
     def logits(self, x: Float[Tensor, "row d_head_in"]) -> Float[Tensor, "row d_vocab"]:
         """All logits in float32."""
         return torch.cat([part for _, part in self._parts(x)], dim=-1)
 
+    @torch.no_grad()
     def distribution(self, x: Float[Tensor, "row d_head_in"], k: int) -> Distribution:
         """The next token's distribution."""
         sums, top = [], kernels.Top.none(x.shape[0], k, x.device)
@@ -77,11 +80,12 @@ class Head:
         scale = (high - highest).exp()
         z = (total * scale).sum(0)
         # Σ (x − highest) e^(x − highest), from each chunk's sums around its own largest
-        shifted = ((weighted + (high - highest) * total) * scale).sum(0)
+        shifted = torch.where(scale > 0, (weighted + (high - highest) * total) * scale, 0).sum(0)
         normalizer = highest + z.log()
         logprobs = top.values.double() - normalizer[:, None]
         return Distribution((z.log() - shifted / z).float(), logprobs.float(), top.indices)
 
+    @torch.no_grad()
     def logprobs(
         self, x: Float[Tensor, "row d_head_in"], tokens: Int[Tensor, "row token"]
     ) -> Float[Tensor, "row token"]:

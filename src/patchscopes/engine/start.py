@@ -13,7 +13,7 @@ from patchscopes.forward import Span, forward
 from patchscopes.hooks import Entry
 from patchscopes.kv import Rows
 from patchscopes.models import Model
-from patchscopes.plan import layer_of, placeholder, suffix_of
+from patchscopes.plan import layer_of, suffix_of
 from patchscopes.spec import Cell, Ids, Vector
 
 
@@ -40,7 +40,7 @@ def start_rows(
     entry = None
     if written:
         layers = [layer_of(cell) for cell in cells]
-        stream = _written_states(written, states, prompts)
+        stream = _written_states(written, suffix, states, prompts)
         entry = Entry(layers, stream, len(cells) - len(written))
     ids_run = torch.tensor([cell.target_ids[-suffix:] for cell in cells])
     x = forward(compute, rows, span, ids_run, entry=entry)
@@ -61,18 +61,18 @@ def _by_prompt(cells: Sequence[Cell]) -> dict[Ids, list[int]]:
     return found
 
 
-def _written_states(cells: Sequence[Cell], states: States, prompts: RunPrompts) -> Float[Tensor, "row column d_model"]:
+def _written_states(
+    cells: Sequence[Cell], suffix: int, states: States, prompts: RunPrompts
+) -> Float[Tensor, "row column d_model"]:
     """The states that rows start with: the prompt's own at ℓ*, with the placeholders overwritten."""
-    parts = []
+    found = torch.stack([prompts[cell.target_ids].states[layer_of(cell)][-suffix:] for cell in cells])
     places: list[tuple[int, int]] = []
     vectors: list[Vector] = []
     for row, cell in enumerate(cells):
         assert cell.write is not None
-        prompt, start = prompts[cell.target_ids], placeholder(cell)
-        parts.append(prompt.states[cell.write.site.layer][start - prompt.start :])
+        start = len(cell.target_ids) - suffix
         places.extend((row, position - start) for position in cell.write.positions)
         vectors.extend(cell.write.vectors)
-    found = torch.stack(parts)
     lines, columns = torch.tensor(places, device=found.device).unbind(1)
     found[lines, columns] = states.vectors(vectors).to(found)
     return found

@@ -395,12 +395,13 @@ void ps_softmax_sums(const float *x, int64_t rows, int64_t n, int64_t stride, fl
         float high = largest(larger(larger(m[0], m[1]), larger(m[2], m[3])));
         for (; i < n; i++) high = a[i] > high ? a[i] : high;
         double total = 0, weighted = 0;
+        float base = high == -INFINITY ? 0 : high;  // nothing but −∞: sums of nothing
         for (i = 0; i < n;) {
             // float32 sums of a few thousand terms at a time, double ones of those
             vec s = {}, w = {};
             int64_t to = i + 4096 < n ? i + 4096 : n;
             for (; i + W <= to; i += W) {
-                vec t = load(a + i) - high, e = exp(t);
+                vec t = larger(splat(-104.0f), load(a + i) - base), e = exp(t);  // −∞ · 0 is no number; a NaN stays
                 s += e;
                 w += t * e;
             }
@@ -408,7 +409,7 @@ void ps_softmax_sums(const float *x, int64_t rows, int64_t n, int64_t stride, fl
             weighted += sum(w);
             if (i < to) {
                 for (; i < to; i++) {
-                    float t = a[i] - high, e = std::exp(t);
+                    float t = a[i] - base, e = std::exp(t);
                     total += e;
                     weighted += e > 0 ? t * e : 0;
                 }

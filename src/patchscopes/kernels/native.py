@@ -58,7 +58,7 @@ def native() -> Native:
     try:
         return Native(_load(Settings.from_env().home / "kernels"))
     except (OSError, subprocess.SubprocessError, AttributeError) as error:
-        detail = getattr(error, "stderr", None) or str(error)
+        detail = getattr(error, "stderr", None) or str(error)[-300:]  # which ends with what was wrong
         return Native(None, " ".join(str(detail).split())[:300])
 
 

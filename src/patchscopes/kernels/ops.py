@@ -95,7 +95,7 @@ def softmax_sums(x: Float[Tensor, "row n"]) -> Float[Tensor, "row 3"]:
     library = native().library
     if library is None or not runs_native(x):
         high = x.amax(dim=-1, keepdim=True)
-        below = x - high
+        below = x - torch.where(high == float("-inf"), 0, high)  # nothing but −∞: sums of nothing
         weights = below.exp()
         weighted = torch.where(weights > 0, below * weights, 0)
         return torch.cat((high, weights.sum(-1, keepdim=True), weighted.sum(-1, keepdim=True)), dim=-1)

@@ -116,6 +116,7 @@ class _Compiler:
                 prefix = self.prefix_of(cell)
                 places[place] = prefix, suffix_of(cell, len(prefix))
                 if cell.write is not None:
+                    # The same tokens may be written elsewhere: "x {} x" and "x x {}".
                     before, layers = prompts.get(cell.target_ids, (start, set()))
                     prompts[cell.target_ids] = min(start, before), layers
             prefix, suffix = places[place]
