@@ -17,7 +17,7 @@ from patchscopes.models import LoadOptions, Model, load_by_name, wrap_in_memory
 from patchscopes.plan import Budget, Runner
 from patchscopes.prompts import find_prompt
 from patchscopes.reference import Reference
-from patchscopes.resolve import parse_layers, resolve
+from patchscopes.resolve import Resolved, parse_layers, resolve
 from patchscopes.resolve.layers import Layers
 from patchscopes.results import Results
 from patchscopes.run import Inspection, collector_paused
@@ -62,17 +62,21 @@ def load(
     """
     if isinstance(name_or_hf_model, str | PathLike):
         options = LoadOptions(revision, trust_remote_code, dtype, device)
-        model = load_by_name(
-            os.fspath(name_or_hf_model), options, Settings.from_env(), tokenizer=tokenizer, notify=notify
+        return load_by_name(
+            os.fspath(name_or_hf_model),
+            options,
+            Settings.from_env(),
+            tokenizer=tokenizer,
+            notify=notify,
+            prove=lambda model: require(check_model(model, thorough=False)),
         )
-    elif isinstance(name_or_hf_model, PreTrainedModel):
+    if isinstance(name_or_hf_model, PreTrainedModel):
         model = wrap_in_memory(name_or_hf_model, tokenizer)
-    else:
-        raise OptionError(
-            f"load() was given a {type(name_or_hf_model).__name__}; it takes a name, a path or a transformers model."
-        )
-    require(check_model(model, thorough=False))
-    return model
+        require(check_model(model, thorough=False))
+        return model
+    raise OptionError(
+        f"load() was given a {type(name_or_hf_model).__name__}; it takes a name, a path or a transformers model."
+    )
 
 
 class InspectOptions(TypedDict, total=False):
@@ -83,8 +87,9 @@ class InspectOptions(TypedDict, total=False):
         "phrase#2", "re:…", "span:…" (a cell per token), "text:…".
     source_layers: ℓ, where states are read: "all" (0…n_layers), an int, range or sequence, or "0-12", "0-4,8".
     target_layers: ℓ*, where they are written: "same" pairs (ℓ, ℓ); anything else gives the product.
-    readout: "text" generates; "next-token" reads the next token's distribution; "candidates" scores given answers.
-    candidates: answers to score with readout "candidates", a row each; each joins the prompt with one space.
+    readout: "text" generates; "next-token" reads the next token's distribution; "candidates" scores given answers. By
+        default "candidates" where some are given, else "text".
+    candidates: answers to score, a row each; each joins the prompt with one space.
     max_new_tokens: length of a text, in tokens.
     stop: strings that end a text and are cut off it.
     expect: accepted answers; rows then say whether the text matches.
@@ -96,7 +101,7 @@ class InspectOptions(TypedDict, total=False):
     top_k: how many tokens `next-token` lists.
     n_samples, temperature: samples per cell; temperature 0 is greedy.
     bos: "auto" leaves the BOS token to the tokenizer; "always" and "never" override it.
-    memory_bytes: budget of one batch; half of what is free where None.
+    memory_bytes: budget of one batch; half of what is free where None. No result depends on it (rule 9).
     run: a directory that keeps rows as they finish; the same call again does only what remains.
     """
 
@@ -145,7 +150,7 @@ def prepare(
     at: str | int = "last",
     source_layers: Layers = "all",
     target_layers: Layers = "same",
-    readout: ReadoutKind = "text",
+    readout: ReadoutKind | None = None,
     candidates: str | Sequence[str] = (),
     max_new_tokens: int = 20,
     stop: str | Sequence[str] = (),
@@ -169,6 +174,8 @@ def prepare(
     """
     if not isinstance(model, Model):
         raise OptionError(f"the first argument is a model from load(), not a {type(model).__name__}: {model!r}.")
+    answers = tuple(candidate.strip() for candidate in _strings(candidates))
+    readout = readout or ("candidates" if answers else "text")
     _check_choices(readout=(readout, get_args(ReadoutKind)), runner=(runner, RUNNERS), bos=(bos, BOS_CHOICES))
     same = isinstance(target_layers, str) and target_layers == "same"
     sweep = Sweep(
@@ -179,7 +186,7 @@ def prepare(
         at=at,
         readout=Readout(readout, top_k),
         decoding=Decoding(max_new_tokens, _strings(stop), float(temperature), seed, tuple(sorted(model.eos_ids))),
-        candidates=tuple(candidate.strip() for candidate in _strings(candidates)),
+        candidates=answers,
         n_samples=n_samples,
         controls=_strings(controls),
         draws=draws,
@@ -187,19 +194,28 @@ def prepare(
         bos=bos,
         seed=seed,
     )
-    with collector_paused():
-        resolved = resolve(model, sweep)
-    for message in resolved.warnings:
-        warnings.warn(message, PatchscopesWarning, stacklevel=3)
-    if memory_bytes is not None and memory_bytes <= 0:
-        raise OptionError(f"memory_bytes is {memory_bytes}; it must be above 0, or None for half of what is free.")
-    budget = Budget(memory_bytes if memory_bytes is not None else default_memory_bytes(model.device))
+    resolved, budget = _resolved(model, sweep), _budget(model, memory_bytes)
     folder = None if run is None else Path(run)
     inspection = Inspection(model, sweep, resolved, RUNNERS[runner], runner, budget, folder)
     if folder is None:
         with collector_paused():
             inspection.compile()
     return inspection
+
+
+def _resolved(model: Model, sweep: Sweep) -> Resolved:
+    """`sweep` on `model`; what the user should know is a warning at the call of a verb."""
+    with collector_paused():
+        resolved = resolve(model, sweep)
+    for message in resolved.warnings:
+        warnings.warn(message, PatchscopesWarning, stacklevel=4)
+    return resolved
+
+
+def _budget(model: Model, memory_bytes: int | None) -> Budget:
+    if memory_bytes is not None and memory_bytes <= 0:
+        raise OptionError(f"memory_bytes is {memory_bytes}; it must be above 0, or None for half of what is free.")
+    return Budget(memory_bytes if memory_bytes is not None else default_memory_bytes(model.device))
 
 
 def _several(value: Any) -> list[Any]:

@@ -12,6 +12,7 @@ never seen. Keys carry their rotary position, so they may be copied to any row.
 """
 
 import sys
+import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -204,7 +205,9 @@ class _RowsLayer(DynamicLayer):
 
     def __init__(self, rows: Rows, index: int) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._rows, self._index = rows, index
+        # Weakly: buffers in a reference cycle would stay until the collector comes round.
+        self._rows: Rows = weakref.proxy(rows)
+        self._index = index
         self.is_initialized = True
 
     def update(self, key_states: Tensor, value_states: Tensor, *_: object, **__: object) -> tuple[Tensor, Tensor]:

@@ -73,7 +73,14 @@ class Inspection:
     @cached_property
     def identities(self) -> tuple[str | None, ...]:
         """The identity of each request's cell; None where it has none."""
-        return tuple(None if request.cell is None else request.cell.identity() for request in self.requests)
+        found: list[str | None] = []
+        last: Request | None = None
+        for request in self.requests:
+            # The candidates of a cell follow each other.
+            same = last is not None and request.cell is last.cell
+            found.append(found[-1] if same else None if request.cell is None else request.cell.identity())
+            last = request
+        return tuple(found)
 
     @cached_property
     def work(self) -> Work:
@@ -86,13 +93,15 @@ class Inspection:
         return self.work.plan
 
     def explain(self) -> Explanation:
-        """What the plan takes, in passes, tokens and bytes, and how long here, beside one cell at a time.
+        """What remains to be done, in passes, tokens and bytes, and how long it takes, beside one cell at a time.
 
-        Times the model for about a second.
+        Times the model for a second or two. Raises as `session` does.
         """
-        groups = [group for wave in self.plan.waves for group in wave.groups]
+        with self.session() as session:
+            plan = session.work.plan
+        groups = [group for wave in plan.waves for group in wave.groups]
         n_rows = max((group.n_rows for group in groups), default=1)
-        return self.plan.explain(measure_speed(self.model, n_rows=n_rows, top_k=self.sweep.readout.top_k))
+        return plan.explain(measure_speed(self.model, n_rows=n_rows, top_k=self.sweep.readout.top_k))
 
     def compile(self) -> Plan:
         """Make the plan now. Raises OptionError where one row alone is over the budget."""

@@ -169,7 +169,7 @@ class _Check:
         ]
         n_rows = 1 + 2 * len(layers)
         watched = dict.fromkeys(self.layers, Places(tuple(range(n_rows)), (POSITION,) * n_rows))
-        with capture(self.model, watched) as states, patch(self.model, writes):
+        with compute_of(self.model).installed(), capture(self.model, watched) as states, patch(self.model, writes):
             plain, *rows = self.model.all_logits(ids)
         found = {}
         for k, layer in enumerate(layers):
@@ -197,19 +197,20 @@ class _Check:
 
     def _batch(self) -> float:
         """What the engine does, against each row alone: padding, a prefix shared, rows that start at ℓ*, a cache."""
-        return max(self._padding(), self._rows())
+        longer = (*self.ids, self.ids[1])
+        alone = self.model.all_logits(self._tensor(longer))[0, -2:]
+        return max(self._padding(longer, alone[1]), self._rows(alone))
 
-    def _padding(self) -> float:
+    def _padding(self, longer: Ids, alone: Float[Tensor, " d_vocab"]) -> float:
         """Two texts of unequal length in one padded batch."""
-        texts = [self.ids, some_ids(self.model, LENGTH - 3, "second")]
-        layout = Layout(texts, LENGTH, LENGTH)
+        layout = Layout([self.ids[: POSITION + 1], longer], LENGTH + 1, LENGTH + 1)
         device = self.model.device
         inputs = Inputs(layout.ids(device), layout.mask(device), layout.position_ids(device))
         with compute_of(self.model).installed():
             found = self.model.forward(inputs, "last")[:, -1].float()
-        return max(self._deviation(found[row], self._alone(ids)[-1]) for row, ids in enumerate(texts))
+        return self._deviation(found, torch.stack([self.logits[POSITION], alone]))
 
-    def _rows(self) -> float:
+    def _rows(self, alone: Float[Tensor, "two d_vocab"]) -> float:
         """Three rows on one prefix that start at layers 0, half way and at the last but one; then a token more each."""
         model, n_prefix = self.model, POSITION
         compute, cache = compute_of(model), recording_cache(model)
@@ -233,13 +234,7 @@ class _Check:
             rows.put(block, below, 0 if is_shared else n_prefix, prompt, slice(n_prefix, LENGTH))
         token = self.ids[1]
         second = compute.head.logits(forward(compute, rows, Span(0, 3), torch.full((3, 1), token))[:, 0])
-        alone = self._alone((*self.ids, token))
-        return max(
-            self._deviation(torch.stack([first[row].float(), second[row].float()]), alone[-2:]) for row in range(3)
-        )
-
-    def _alone(self, ids: Ids) -> Tensor:
-        return self.model.all_logits(self._tensor(ids))[0]
+        return max(self._deviation(torch.stack([first[row].float(), second[row].float()]), alone) for row in range(3))
 
     def _noise(self, layer: int) -> Float[Tensor, " d_model"]:
         """A vector unlike any state, at the norm of the state at POSITION."""

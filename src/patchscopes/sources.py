@@ -1,4 +1,4 @@
-"""Where sources come from: arguments, a file of lines or JSONL, standard input, a list in a specification file."""
+"""Where sources come from: arguments, a file of lines, JSONL or a JSON array, standard input, a specification file."""
 
 import json
 import sys
@@ -23,7 +23,7 @@ def read_sources(arguments: tuple[str, ...], file: str | None) -> list[Source]:
 
 
 def read_sources_file(file: str) -> list[Source]:
-    """The sources in `file`, lines or JSONL, or in standard input where that is "-"; raises SourceError."""
+    """The sources in `file`, lines, JSONL or a JSON array, or in standard input ("-"); raises SourceError."""
     return _parse(_read(file), "standard input" if file == "-" else file)
 
 
@@ -47,7 +47,9 @@ def _read(file: str) -> str:
     try:
         data = sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
     except OSError as error:
-        raise SourceError(f"cannot read {file}: {error.strerror}; give a file of lines or JSONL, or -.") from error
+        raise SourceError(
+            f"cannot read {file}: {error.strerror}; give a file of lines, JSONL or a JSON array, or -."
+        ) from error
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -59,7 +61,11 @@ def _read(file: str) -> str:
 
 
 def _parse(text: str, name: str) -> list[Source]:
-    """Lines as sources; JSONL where the first line that is not blank is a JSON object."""
+    """Lines as sources; a JSON array where the text is one; JSONL where the first line not blank begins an object."""
+    if text.lstrip().startswith("["):
+        array = _array(text, name)
+        if array is not None:
+            return array
     lines = text.splitlines()
     first = next((line for line in lines if line.strip()), None)
     if first is None:
@@ -67,6 +73,25 @@ def _parse(text: str, name: str) -> list[Source]:
     if not first.lstrip().startswith("{"):
         return [Source(line) for line in lines]
     return [_from_json(line, f"line {number} of {name}") for number, line in enumerate(lines, 1) if line.strip()]
+
+
+def _array(text: str, name: str) -> list[Source] | None:
+    """The texts and objects of a JSON array; None where the text only begins like one, as a line in brackets does."""
+    try:
+        entries = json.loads(text)
+    except json.JSONDecodeError as error:
+        if not name.endswith(".json") and text.lstrip()[1:].lstrip()[:1] not in ('"', "{"):
+            return None
+        raise SourceError(
+            f"{name} begins like a JSON array and is none ({error.msg} at line {error.lineno}, column {error.colno}); "
+            "mend it, or give one source a line."
+        ) from error
+    if not entries:
+        raise SourceError(f"{name} is an empty JSON array; give at least one text.")
+    return [
+        Source(entry) if isinstance(entry, str) else source_from(entry, f"entry {number} of {name}")
+        for number, entry in enumerate(entries, 1)
+    ]
 
 
 def _from_json(line: str, where: str) -> Source:

@@ -15,15 +15,18 @@ from dataclasses import dataclass, fields, is_dataclass
 from os import PathLike
 from pathlib import Path
 from types import MappingProxyType, NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
 from patchscopes.api import InspectOptions
-from patchscopes.errors import SourceError, SpecFileError
+from patchscopes.errors import OptionError, SourceError, SpecError, SpecFileError
 from patchscopes.models.registry import DEFAULT_MODEL
+from patchscopes.sizes import parse_bytes
 from patchscopes.sources import read_sources_file, source_from
 from patchscopes.spec import InspectionPrompt, Source
+
+T = TypeVar("T")
 
 LOAD_OPTIONS: Mapping[str, Any] = MappingProxyType(
     {"model": str, "revision": str | None, "dtype": str, "device": str, "trust_remote_code": bool}
@@ -33,7 +36,9 @@ INSPECT_OPTIONS: Mapping[str, Any] = MappingProxyType(
     {key: hint for key, hint in get_type_hints(InspectOptions).items() if key != "run"}
 )
 SOURCES = ("sources", "sources_file")
-KEYS = (*LOAD_OPTIONS, *SOURCES, *INSPECT_OPTIONS)
+# Another way to write memory_bytes, as on the command line: "8GiB".
+MEMORY = "memory"
+KEYS = (*LOAD_OPTIONS, *SOURCES, *INSPECT_OPTIONS, MEMORY)
 WORDS: Mapping[Any, str] = MappingProxyType(
     {str: "a text", int: "a whole number", float: "a number", bool: "true or false", NoneType: "null"}
 )
@@ -63,10 +68,8 @@ def read_spec(path: str | PathLike[str]) -> SpecFile:
         for key, hint in options.items()
         if key in values and not _fits(values[key], hint)
     ]
-    try:
-        sources = _sources(values, file)
-    except SourceError as error:
-        faults.append(str(error))
+    memory = _checked(lambda: _memory(values), faults)
+    sources = _checked(lambda: _sources(values, file), faults)
     if faults:
         raise SpecFileError(
             f"{file}: " + "\n".join(["", *(f"  {fault}" for fault in faults)] if faults[1:] else faults)
@@ -79,7 +82,28 @@ def read_spec(path: str | PathLike[str]) -> SpecFile:
     }
     if "prompt" in asked:
         asked["prompt"] = _prompt(asked["prompt"])
-    return SpecFile(values.get("model", DEFAULT_MODEL), load_options, tuple(sources), asked)
+    if memory is not None:
+        asked["memory_bytes"] = memory
+    return SpecFile(values.get("model", DEFAULT_MODEL), load_options, tuple(sources or ()), asked)
+
+
+def _checked(read: Callable[[], T], faults: list[str]) -> T | None:
+    """What `read` gives; where it raises, what it says is one of the faults."""
+    try:
+        return read()
+    except SpecError as error:
+        faults.append(str(error))
+        return None
+
+
+def _memory(values: Mapping[str, Any]) -> int | None:
+    """The budget that `memory` names."""
+    if MEMORY not in values:
+        return None
+    if values.get("memory_bytes") is not None:
+        raise OptionError("both memory and memory_bytes are given; give one of them.")
+    memory = values[MEMORY]
+    return parse_bytes(memory if isinstance(memory, str) else json.dumps(memory, default=str))
 
 
 def _parse(file: Path) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Progress: what is counted, what is told, and no more lines than one in ten seconds."""
 
-from patchscopes.cli.progress import LINE_EVERY_S, Progress, duration
+from patchscopes.cli.progress import LINE_EVERY_S, Progress
+from patchscopes.plan import duration
 from rows import make_row
 
 
@@ -31,7 +32,7 @@ def test_rows_that_need_no_run_are_no_cells() -> None:
 
 def test_durations() -> None:
     assert [duration(s) for s in (0.4, 59.0, 60.0, 3599.0, 7500.0)] == [
-        "0 s",
+        "0.4 s",
         "59 s",
         "1 min 0 s",
         "59 min 59 s",

@@ -1,21 +1,25 @@
 """`patchscopes inspect`: sources in, rows out."""
 
+import gc
 import signal
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
+from patchscopes.cli.values import chosen_format, output_options, read_values
 from patchscopes.sources import read_sources
-from patchscopes.spec import Row
+from patchscopes.spec import ReadoutKind, Row
 
 if TYPE_CHECKING:
     from patchscopes.cli.output import Sink
     from patchscopes.run import Inspection
 
 DEFAULT_MODEL = "smollm2-135m"
-CONTROLS_HELP = "Controls beside the cells: unpatched, self, zero, random, random-state, text-only; or none."
+CONTROLS_HELP = "Controls beside the cells: unpatched, self, zero, random, random-state, text-only; or none alone."
+CANDIDATES_HELP = "Answers to score instead of a text: a file of one a line, or a,b,c."
+MEMORY_HELP = "Budget of one batch, such as 8GiB.  [default: half of what is free]"
 
 
 def model_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -34,7 +38,7 @@ def model_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.command("inspect")
 @click.argument("source", nargs=-1)
 @click.option(
-    "--sources", "sources_file", default=None, help="A file of sources, or - : lines, or JSONL with text, at, expect."
+    "--sources", "sources_file", default=None, help="A file of sources, or - : lines, or JSON with text, at, expect."
 )
 @model_options
 @click.option(
@@ -52,7 +56,13 @@ def model_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option(
     "--target-layers", default="same", show_default=True, help="Layers to write: same, or layers for the product."
 )
-@click.option("--readout", type=click.Choice(["text", "next-token"]), default="text", show_default=True)
+@click.option(
+    "--readout",
+    type=click.Choice(get_args(ReadoutKind)),
+    default=None,
+    help="What is read.  [default: text, or candidates where some are given]",
+)
+@click.option("--candidates", default=None, metavar="FILE|A,B,C", help=CANDIDATES_HELP)
 @click.option("--max-new-tokens", default=20, show_default=True, help="Length of a text.")
 @click.option(
     "--stop", multiple=True, help=r"A string that ends a text (\n and \t are line break and tab). Repeatable."
@@ -72,23 +82,27 @@ def model_options(command: Callable[..., Any]) -> Callable[..., Any]:
     show_default=True,
     help="BOS token before raw text.",
 )
-@click.option(
-    "--format", "as_format", type=click.Choice(["table", "json", "jsonl", "csv"]), default="table", show_default=True
-)
-@click.option("--out", default=None, help="Write here instead of standard output.")
+@click.option("--explain", is_flag=True, help="Say what it takes, and how long here, and run nothing.")
+@click.option("--memory", default=None, metavar="SIZE", help=MEMORY_HELP)
+@output_options
 @click.option(
     "--run", default=None, help="A directory that keeps rows as they finish; the same again does what remains."
 )
 def inspect_command(**options: Any) -> int:
     """Read the hidden states of SOURCE… in words, layer by layer, beside controls."""
     sources = read_sources(options.pop("source"), options.pop("sources_file"))
-    as_format, out = options.pop("as_format"), options.pop("out")
+    out, explain = options.pop("out"), options.pop("explain")
+    as_format = chosen_format(options.pop("as_format"), out)
+    options.update(read_values(options.pop("controls"), options.pop("candidates"), options.pop("memory")))
     from patchscopes.cli.output import opened
 
     if options["run"] is not None:
         from patchscopes.store import check_folder
 
         check_folder(options["run"])
+    if explain:
+        click.echo(str(_prepare(sources, options).explain()))
+        return 0
     with opened(out) as file:
         collector = _Collector(as_format, file)
         name = options["model"]
@@ -107,7 +121,7 @@ def load_for(options: dict[str, Any]) -> Any:
     """Take the model options out of `options` and load what they name; slow steps are told on standard error."""
     import patchscopes.api
 
-    return patchscopes.api.load(
+    model = patchscopes.api.load(
         options.pop("model"),
         revision=options.pop("revision"),
         trust_remote_code=options.pop("trust_remote_code"),
@@ -115,13 +129,14 @@ def load_for(options: dict[str, Any]) -> Any:
         device=options.pop("device"),
         notify=lambda message: click.echo(message, err=True),
     )
+    gc.freeze()  # what is there now stays: no later search for cycles needs to walk it
+    gc.enable()
+    return model
 
 
 def _prepare(sources: list[Any], options: dict[str, Any]) -> "Inspection":
     import patchscopes.api
 
-    controls = options.pop("controls")
-    options["controls"] = () if controls.strip() == "none" else tuple(name.strip() for name in controls.split(","))
     options["stop"] = tuple(stop.replace("\\n", "\n").replace("\\t", "\t") for stop in options["stop"])
     return patchscopes.api.prepare(load_for(options), sources, **options)
 

@@ -109,7 +109,8 @@ def in_words(counts: Mapping[str, int]) -> str:
 
 def report_counts(results: Results, seconds: float) -> None:
     """Counts by status, failed sources and what ran, on standard error (rules 21 and 22)."""
-    failed = [row for row in results if row.status == "failed" and row.control is None and row.position is None]
+    unread = [row for row in results if row.status == "failed" and row.control is None and row.position is None]
+    failed = list({row.source_index: row for row in unread}.values())  # once, however many candidates there are
     for row in failed:
         click.echo(f"failed: source {row.source_index} ({row.source!r}): {row.reason}", err=True)
     if failed:

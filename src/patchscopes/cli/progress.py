@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from patchscopes.plan import duration
 from patchscopes.spec import Row
 
 if TYPE_CHECKING:
@@ -86,12 +87,3 @@ def announce(session: "Session") -> None:
         f"{cost.flops / 1e12:.1f} TFLOP",
         err=True,
     )
-
-
-def duration(seconds: float) -> str:
-    """Seconds as 45 s, 3 min 20 s or 2 h 5 min."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    minutes, rest = divmod(whole, 60)
-    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"

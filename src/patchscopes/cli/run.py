@@ -8,11 +8,14 @@ import click
 @click.command("run")
 @click.argument("spec", type=click.Path())
 @click.option("--out", required=True, help="The run directory: it keeps rows as they finish.")
-def run_command(spec: str, out: str) -> int:
+@click.option("--memory", default=None, metavar="SIZE", help="Budget of one batch, such as 8GiB, before that of SPEC.")
+@click.option("--explain", is_flag=True, help="Say what remains to be done, and how long it takes here; run nothing.")
+def run_command(spec: str, out: str, memory: str | None, explain: bool) -> int:
     """Run the specification in SPEC (TOML, YAML or JSON); the same command again does only what remains.
 
     Its keys are model, revision, dtype, device, trust_remote_code, sources or sources_file, and the options of
-    patchscopes inspect with _ in place of -. Rows are kept in --out as they finish; patchscopes show reads them.
+    patchscopes inspect with _ in place of -, candidates as a list. Rows are kept in --out as they finish; patchscopes
+    show reads them.
     """
     from patchscopes.store import check_folder
 
@@ -20,11 +23,16 @@ def run_command(spec: str, out: str) -> int:
     from patchscopes import api
     from patchscopes.cli.output import in_words
     from patchscopes.cli.progress import announce, progress
+    from patchscopes.sizes import parse_bytes
     from patchscopes.specfile import read_spec
 
     asked = read_spec(spec)
+    budget = {} if memory is None else {"memory_bytes": parse_bytes(memory)}
     model = api.load(asked.model, notify=lambda message: click.echo(message, err=True), **asked.load_options)
-    inspection = api.prepare(model, asked.sources, run=out, **asked.options)
+    inspection = api.prepare(model, asked.sources, run=out, **{**asked.options, **budget})
+    if explain:
+        click.echo(str(inspection.explain()))
+        return 0
     start, interrupted = time.monotonic(), False
     with inspection.session() as session:
         announce(session)

@@ -5,21 +5,21 @@ from typing import TYPE_CHECKING
 
 import click
 
+from patchscopes.cli.values import chosen_format, output_options
+
 if TYPE_CHECKING:
     from patchscopes.store import StoredRun
 
 
 @click.command("show")
 @click.argument("run", type=click.Path())
-@click.option(
-    "--format", "as_format", type=click.Choice(["table", "json", "jsonl", "csv"]), default="table", show_default=True
-)
-@click.option("--out", default=None, help="Write here instead of standard output.")
-def show_command(run: str, as_format: str, out: str | None) -> None:
+@output_options
+def show_command(run: str, as_format: str | None, out: str | None) -> None:
     """Tell how far the run directory RUN is, with its first tables; or export its rows."""
     from patchscopes.cli.output import opened, write_provenance, write_results, write_row
     from patchscopes.store import read_run
 
+    as_format = chosen_format(as_format, out)
     stored = read_run(run)
     results = stored.results()
     with opened(out) as file:
@@ -38,7 +38,7 @@ def show_command(run: str, as_format: str, out: str | None) -> None:
 def progress_lines(stored: "StoredRun", name: str) -> list[str]:
     """How far a run is, its counts by status, its speed and what is wrong with it."""
     from patchscopes.cli.output import in_words
-    from patchscopes.cli.progress import duration
+    from patchscopes.plan import duration
 
     total, done = stored.manifest.head.n_requests, len(stored.rows)
     state = (

@@ -17,7 +17,7 @@ from patchscopes import kernels
 from patchscopes.compute import linear
 from patchscopes.models import Model
 
-CHUNK = 4096
+CHUNK = 2048
 
 
 @dataclass(frozen=True, slots=True)

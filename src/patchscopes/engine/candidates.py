@@ -23,7 +23,7 @@ def score(
     """Per cell and candidate, the sum of its tokens' log-probabilities.
 
     `x` is the head's input at the end of each prompt, whose keys and values `rows` has. An answer of n tokens costs
-    n − 1 tokens more, beside answers of the same length, `at_once` at a time.
+    n − 1 tokens more, beside answers of the same length, `at_once` tokens at a time.
     """
     widest = max(len(cell.candidates) for cell in cells)
     firsts = [[ids[0] for ids in cell.candidates] + [0] * (widest - len(cell.candidates)) for cell in cells]
@@ -34,9 +34,10 @@ def score(
         for k, ids in enumerate(cell.candidates):
             if len(ids) > 1:
                 pairs.setdefault(len(ids), []).append((row, k))
-    for several in pairs.values():
-        for first in range(0, len(several), at_once):
-            part = several[first : first + at_once]
+    for length, several in pairs.items():
+        n_pairs = max(1, at_once // (length - 1))
+        for first in range(0, len(several), n_pairs):
+            part = several[first : first + n_pairs]
             answers = torch.tensor([cells[row].candidates[k] for row, k in part])
             added = _rest(compute, rows, [row for row, _ in part], answers)
             for (row, k), logprob in zip(part, added, strict=True):

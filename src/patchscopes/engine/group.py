@@ -99,7 +99,7 @@ class GroupRun:
             tops = NextTokens(found.logprobs, found.tokens, found.entropy)
             return tops_as_results(self._model, tops, cells, indices)
         if cells[0].readout.kind == "candidates":
-            scores = score(self._compute, rows, cells, x, at_once=self.n_rows)
+            scores = score(self._compute, rows, cells, x, at_once=2 * self.n_rows)
             return [candidates_result(one, index) for one, index in zip(scores, indices, strict=True)]
         new = [(index, Writing(self._model, cell)) for index, cell in zip(indices, cells, strict=True)]
         tokens = self._choose(x, [writing for _, writing in new])

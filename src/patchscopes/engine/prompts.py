@@ -17,11 +17,8 @@ from patchscopes.forward import without_head
 from patchscopes.hooks import Places, capture
 from patchscopes.kv import KeysValues, recorded, recording_cache
 from patchscopes.models import Inputs, Model
-from patchscopes.plan import Prompt
+from patchscopes.plan import MAX_TOKENS, Prompt
 from patchscopes.spec import Ids
-
-# Tokens that a pass over prompts runs at the most.
-MAX_TOKENS = 4096
 
 
 @dataclass(frozen=True, slots=True)

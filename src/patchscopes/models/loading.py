@@ -61,10 +61,12 @@ def load_by_name(
     *,
     tokenizer: PreTrainedTokenizerBase | None = None,
     notify: Callable[[str], None] = lambda _: None,
+    prove: Callable[[Model], None] = lambda _: None,
 ) -> Model:
     """Load `name`; a registry model that is not there yet is pulled first, and `notify` is told.
 
-    Raises UnknownModelError, ModelFilesError, UnsupportedModelError, DeviceError or PullError.
+    `prove` looks at the model and raises where it will not do. Raises what it raises, UnknownModelError,
+    ModelFilesError, UnsupportedModelError, DeviceError or PullError.
     """
     dtype, device = read_dtype(options.dtype), read_device(options.device)
     if name in REGISTRY:
@@ -79,14 +81,16 @@ def load_by_name(
         checked = checker.submit(verify_files, folder) if folder is not None and is_converted(folder) else None
         try:
             hf, tokenizer = _from_pretrained(where, options, dtype, tokenizer)
+            commit = getattr(hf.config, "_commit_hash", None)
+            if weights is None and commit:
+                weights = partial(str, f"commit:{commit}")
+            hf.to(device)  # type: ignore[arg-type]
+            model = _wrap(hf, tokenizer, id=name, revision=commit if folder is None else None, weights=weights)
+            prove(model)
         finally:
             if checked is not None:
-                checked.result()  # damage explains best what went wrong in loading
-    commit = getattr(hf.config, "_commit_hash", None)
-    if weights is None and commit:
-        weights = partial(str, f"commit:{commit}")
-    hf.to(device)  # type: ignore[arg-type]
-    return _wrap(hf, tokenizer, id=name, revision=commit if folder is None else None, weights=weights)
+                checked.result()  # damage explains best what went wrong
+    return model
 
 
 def wrap_in_memory(hf: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None) -> Model:

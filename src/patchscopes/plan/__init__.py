@@ -9,7 +9,7 @@ within the memory budget; and the plan says what it costs.
 """
 
 from patchscopes.plan.compile import compile_plan
-from patchscopes.plan.cost import Alone, Cost, Explanation, Speed
+from patchscopes.plan.cost import Alone, Cost, Explanation, Speed, duration
 from patchscopes.plan.plan import Plan, Runner
 from patchscopes.plan.work import (
     MAX_ROWS,
@@ -21,6 +21,7 @@ from patchscopes.plan.work import (
     SourcePass,
     Wave,
     layer_of,
+    placeholder,
     states_of,
     suffix_of,
 )
@@ -41,7 +42,9 @@ __all__ = [
     "Speed",
     "Wave",
     "compile_plan",
+    "duration",
     "layer_of",
+    "placeholder",
     "states_of",
     "suffix_of",
 ]

@@ -23,9 +23,11 @@ from patchscopes.spec import Cell, Ids, State
 
 # Sharing a prefix pays where so many cells have it.
 MIN_SHARING = 4
-# Of the budget: what source states and prompts may take, and what finished results may.
-KEPT_SHARE, RESULTS_SHARE = 1 / 4, 1 / 4
+# Set apart of the budget: what allocators keep, and finished results, these up to half of the rest.
+SLACK_BYTES = 24 * 2**20
 RESULT_BYTES = 4096
+# Of what is left, source states and prompts take one part in so many; rows have the rest.
+KEPT_PART = 4
 
 
 def compile_plan(cells: Sequence[Cell], shape: ModelShape, budget: Budget) -> Plan:
@@ -42,9 +44,10 @@ class _Compiler:
         self.cells, self.shape = cells, shape
         self.max_rows = budget.max_rows
         self.budget = budget.memory_bytes
-        results = min(len(cells) * RESULT_BYTES, int(RESULTS_SHARE * self.budget))
-        self.kept_bytes = int(KEPT_SHARE * self.budget)
-        self.rows_bytes = self.budget - results - self.kept_bytes
+        left = self.budget - min(SLACK_BYTES, self.budget // 4)
+        left -= min(len(cells) * RESULT_BYTES, left // 2)
+        self.kept_bytes = left // KEPT_PART
+        self.rows_bytes = left - self.kept_bytes
         self.shared = self._shared_prefixes()
         self.lengths = sorted({len(ids) for ids in self.shared}, reverse=True)
 
@@ -73,13 +76,17 @@ class _Compiler:
         seen: set[object] = set()
         held = 0
         for index, cell in enumerate(self.cells):
-            new = {key: size for key, size in self._kept(cell) if key not in seen}
+            # Most cells share their vectors with one neighbour and their prompt with all: told by the very objects.
+            write = cell.write
+            known = write is None or {id(write.vectors), (id(cell.target_ids), write.site.layer)} <= seen
+            new = {} if known else {key: size for key, size in self._kept(cell) if key not in seen}
             if wave and held + sum(new.values()) > self.kept_bytes:
                 yield self._wave(wave)
                 wave, seen, held = [], set(), 0
                 new = dict(self._kept(cell))
-            seen.update(new)
-            held += sum(new.values())
+            if write is not None and not known:
+                seen.update(new, (id(write.vectors), (id(cell.target_ids), write.site.layer)))
+                held += sum(new.values())
             wave.append(index)
         if wave:
             yield self._wave(wave)
@@ -100,17 +107,23 @@ class _Compiler:
     def _wave(self, indices: Sequence[int]) -> Wave:
         by_group: dict[tuple[str, Ids], list[tuple[int, bool, int, int]]] = {}
         prompts: dict[Ids, tuple[int, set[int]]] = {}
+        places: dict[tuple[int, int], tuple[Ids, int]] = {}
         for index in indices:
             cell = self.cells[index]
-            prefix = self.prefix_of(cell)
-            suffix = suffix_of(cell, len(prefix))
+            start = placeholder(cell)
+            place = (id(cell.target_ids), start if cell.write is not None else -1)
+            if place not in places:
+                prefix = self.prefix_of(cell)
+                places[place] = prefix, suffix_of(cell, len(prefix))
+                if cell.write is not None:
+                    # The same tokens may be written elsewhere: "x {} x" and "x x {}".
+                    before, layers = prompts.get(cell.target_ids, (start, set()))
+                    prompts[cell.target_ids] = min(start, before), layers
+            prefix, suffix = places[place]
             order = (suffix, cell.write is not None, layer_of(cell), index)
             by_group.setdefault((cell.readout.kind, prefix), []).append(order)
             if cell.write is not None:
-                start, layers = prompts.get(cell.target_ids, (placeholder(cell), set()))
-                layers.add(cell.write.site.layer)
-                # The same tokens may be written elsewhere: "x {} x" and "x x {}".
-                prompts[cell.target_ids] = min(start, placeholder(cell)), layers
+                prompts[cell.target_ids][1].add(cell.write.site.layer)
         return Wave(
             tuple(self._source_batches(indices)),
             tuple(Prompt(ids, start, tuple(sorted(layers))) for ids, (start, layers) in prompts.items()),
@@ -124,7 +137,7 @@ class _Compiler:
         suffix = rows[-1][0]
         size = row_bytes(self.shape, capacity, suffix)
         if any(cell.readout.kind == "candidates" for cell in cells):
-            size *= 2  # candidates run beside the rows that they follow
+            size *= 3  # candidates run beside the rows that they follow, two tokens for each
         check_fits(size, self.rows_bytes, self.budget, f"one cell of {len(prefix) + capacity:,} tokens")
         at_most = max(1, min(self.max_rows, self.rows_bytes // size))
         n_rows = -(-len(indices) // -(-len(indices) // at_most))  # batches of equal size
@@ -133,9 +146,9 @@ class _Compiler:
     def _source_batches(self, indices: Sequence[int]) -> Iterator[tuple[SourcePass, ...]]:
         """Source passes, of similar length together, as many as the budget holds."""
         wanted: dict[Ids, dict[State, None]] = {}
-        for index in indices:
-            write = self.cells[index].write
-            for vector in dict.fromkeys(write.vectors) if write else ():
+        writes = {id(write.vectors): write for index in indices if (write := self.cells[index].write) is not None}
+        for write in writes.values():
+            for vector in dict.fromkeys(write.vectors):
                 for state in states_of(vector):
                     wanted.setdefault(state.ids, {})[state] = None
         passes = sorted((SourcePass(ids, tuple(states)) for ids, states in wanted.items()), key=lambda p: len(p.ids))

@@ -103,12 +103,14 @@ class Explanation:
 
 
 def duration(seconds: float) -> str:
-    """Seconds as people say them."""
-    if seconds < 120:
+    """Seconds as 4.5 s, 45 s, 3 min 20 s or 2 h 5 min."""
+    if seconds < 9.95:
         return f"{seconds:.1f} s"
-    if seconds < 2 * 3600:
-        return f"{seconds / 60:.1f} min"
-    return f"{seconds / 3600:.1f} h"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    minutes, rest = divmod(whole, 60)
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
 def cost_of(cells: Sequence[Cell], waves: Sequence[Wave], shape: ModelShape) -> Cost:
@@ -150,7 +152,7 @@ def _group(cells: Sequence[Cell], group: Group, shape: ModelShape, kept_bytes: i
         chosen += 1 + steps if cell.readout.kind == "text" else 0
     starts = -(-len(cells) // group.n_started)
     longest = max(own_tokens(cell) for cell in cells)
-    size = row_bytes(shape, group.capacity, 1) * (2 if answers else 1)
+    size = row_bytes(shape, group.capacity, 1) * (3 if answers else 1)
     return Cost(
         forward_passes=starts + (starts if answers else -(-len(cells) // group.n_rows)) * longest,
         prefill_tokens=prefill,

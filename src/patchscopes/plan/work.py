@@ -6,7 +6,7 @@ from patchscopes.spec import Cell, Ids, Neutral, Noise, State, Vector
 
 # Beyond so many rows, or tokens in one pass, nothing is gained (docs/performance.md).
 MAX_ROWS = 480
-MAX_TOKENS = 2048
+MAX_TOKENS = 512
 # What the head makes of a row at a time, and what is read of it.
 HEAD_BYTES = 2 * 4 * 8192
 

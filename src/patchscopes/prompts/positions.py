@@ -60,7 +60,13 @@ def _find(source: Tokenized, phrase: str) -> Span:
         return _only(source, phrase, _occurrences(source.text, phrase.removeprefix("text:")))
     numbered = re.fullmatch(r"(.+)#([1-9]\d*)", phrase, flags=re.DOTALL)
     if numbered is None:
-        return _only(source, phrase, _occurrences(source.text, phrase))
+        found = _occurrences(source.text, phrase)
+        below = re.fullmatch(r"(.+)#(?:0+\d*|-\d+)", phrase, flags=re.DOTALL)
+        if below is not None and not found:
+            raise PositionError(
+                f"{phrase!r}: occurrences count from 1, so that {below[1]}#1 is the first.\n{source.table()}"
+            )
+        return _only(source, phrase, found)
     plain, nth = numbered[1], int(numbered[2])
     found = _occurrences(source.text, plain)
     if nth > len(found):

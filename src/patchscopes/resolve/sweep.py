@@ -140,14 +140,21 @@ def check_options(model: Model, sweep: Sweep) -> None:
             f"{sweep.n_samples} samples would all be the same; samples need readout='text' and a temperature above 0.",
         ),
         (
-            bool(sweep.candidates) == (readout.kind == "candidates"),
-            "readout 'candidates' needs candidates, and candidates need readout 'candidates': give both or neither.",
+            bool(sweep.candidates) or readout.kind != "candidates",
+            "readout 'candidates' needs candidates: give the answers to score, at least one.",
+        ),
+        (
+            not sweep.candidates or readout.kind == "candidates",
+            f"candidates are given, and readout {readout.kind!r} does not score them: leave the readout out.",
         ),
         (
             all(candidate.strip() for candidate in sweep.candidates),
             "a candidate is empty; give at least one character.",
         ),
-        (len(set(sweep.candidates)) == len(sweep.candidates), "a candidate is named twice; name each once."),
+        (
+            len(set(sweep.candidates)) == len(sweep.candidates),
+            f"candidate {_repeated(sweep.candidates)!r} is named twice; name each once.",
+        ),
         (all(decoding.stop), "a stop string is empty; give at least one character."),
         (all(answer.strip() for source in sweep.sources for answer in source.expect), "an expected answer is empty."),
         (all(answer.strip() for answer in sweep.expect), "an expected answer is empty."),
@@ -159,6 +166,10 @@ def check_options(model: Model, sweep: Sweep) -> None:
     for control in sweep.controls:
         if control not in CONTROLS:
             raise OptionError(f"unknown control {control!r}; the controls are {', '.join(CONTROLS)}.")
+
+
+def _repeated(values: tuple[str, ...]) -> str | None:
+    return next((value for index, value in enumerate(values) if value in values[:index]), None)
 
 
 def _warnings(grid: Grid, requests: list[Request]) -> Iterator[str]:

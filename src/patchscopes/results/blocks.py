@@ -5,13 +5,13 @@ source, position, ℓ, ℓ*, prompt and sample. One that has a single text for t
 a column that says the same on every line. The same blocks are drawn in a terminal, in a notebook and in a figure.
 """
 
-import math
-import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Literal
 
+from patchscopes.results.candidates import Candidates, mark
+from patchscopes.results.entry import Entry, Kind, escaped, first_line, percent, quoted, ranges
 from patchscopes.results.rows import Record
 from patchscopes.spec import Row
 
@@ -40,23 +40,13 @@ FLAGS: Mapping[str, str] = MappingProxyType(
     }
 )
 
-Kind = Literal["plain", "hit", "miss", "note"]
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """One field of a table. A "note" is the table's own word, such as (inert), and no text of the model."""
-
-    text: str
-    kind: Kind = "plain"
-
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """A column, by what stands over it; a wide one holds texts and may be cropped."""
+    """A column, by what stands over it; a wide one holds texts and may be cropped. "more" is another text."""
 
     name: str
-    role: Literal["key", "text", "control"]
+    role: Literal["key", "text", "more", "control"]
 
     @property
     def wide(self) -> bool:
@@ -77,9 +67,10 @@ class Block:
 
 
 class Beside:
-    """Control rows by the cells that they stand beside; of several draws the first."""
+    """Control rows by the cells that they stand beside; of several draws the first. Knows how each row is written."""
 
     def __init__(self, results: Record) -> None:
+        self.candidates = Candidates(results)
         controls = [row for row in results if row.control is not None]
         self.names: tuple[str, ...] = tuple(dict.fromkeys(row.control for row in controls if row.control is not None))
         self._fields = {
@@ -110,7 +101,16 @@ class Beside:
         """The control rows that stand beside no cell of `results`, which may have been sliced."""
         cells = [row for row in results if row.control is None]
         seen = {self._place(name, cell) for name in self.names for cell in cells}
-        return [row for row in results if row.control is not None and self._place(row.control, row) not in seen]
+        alone = [row for row in results if row.control is not None and self._place(row.control, row) not in seen]
+        return [row for row in alone if self.candidates.leads(row)]
+
+    def entry(self, row: Row) -> Entry:
+        """What a cell says."""
+        return entry(row) if row.candidate is None else self.candidates.entry(row)
+
+    def marked(self, row: Row | None) -> Entry:
+        """As `entry`, where there is no column for marks: with them."""
+        return marked(row) if row is None or row.candidate is None else self.candidates.marked(row)
 
     def _place(self, control: str, row: Row) -> tuple[object, ...]:
         return control, *(getattr(row, field) for field in self._fields[control])
@@ -122,10 +122,10 @@ def blocks_of(results: Record, *, max_blocks: int, max_lines: int) -> tuple[list
     Controls without a cell beside them come last.
     """
     groups: dict[tuple[object, ...], list[Row]] = {}
-    for row in results:
-        if row.control is None and row.position is not None:
-            groups.setdefault(place_of(row), []).append(row)
     beside = Beside(results)
+    for row in results:
+        if row.control is None and row.position is not None and beside.candidates.leads(row):
+            groups.setdefault(place_of(row), []).append(row)
     alone = beside.alone(results)
     blocks: list[Block] = []
     room = max_lines
@@ -133,7 +133,7 @@ def blocks_of(results: Record, *, max_blocks: int, max_lines: int) -> tuple[list
         if len(blocks) == max_blocks or (blocks and len(rows) > room):
             break
         shown = rows[:room]
-        blocks.append(_block_of_controls(shown) if rows is alone else block_of(shown, beside, results))
+        blocks.append(_block_of_controls(shown, beside) if rows is alone else block_of(shown, beside, results))
         room -= len(shown)
     hidden = sum(map(len, groups.values())) + len(alone) - (max_lines - room)
     if not hidden:
@@ -153,26 +153,43 @@ def block_of(rows: Sequence[Row], beside: Beside, results: Record) -> Block:
     rows = tuple(rows)
     controls = {name: [beside.row(name, row) for row in rows] for name in beside.names}
     controls = {name: found for name, found in controls.items() if any(found)}
-    once = {name: _once(found, rows) for name, found in controls.items() if not beside.tells_layers_apart(name)}
-    same = {name: _once(found, rows) for name, found in controls.items() if name not in once and _is_one(found, rows)}
+    once, same = _above_lines(controls, rows, beside)
     columns = {name: found for name, found in controls.items() if name not in once and name not in same}
     layer = "ℓ*" if any(row.source_layer != row.target_layer for row in rows) else "ℓ"
     under = [(name, once[name]) if name in once else (f"{name}, every {layer}", same[name])
              for name in controls if name not in columns]  # fmt: skip
-    keys = _keys(rows)
-    texts = [[entry(row) for row in rows], *([marked(row) for row in found] for found in columns.values())]
-    header = [*(Column(name, "key") for name in keys), Column(_text_column(rows), "text")]
+    keys = _keys(rows, beside.candidates)
+    header = [*(Column(name, "key") for name in keys), Column(_text_column(rows, beside), "text")]
+    texts = [[beside.entry(row) for row in rows]]
+    if rows[0].candidate is not None:
+        header.append(Column("raised most (Δ)", "more"))
+        texts.append([beside.candidates.raised(row) for row in rows])
+    texts += [[beside.marked(row) for row in found] for found in columns.values()]
     return Block(
         heading=_heading(rows[0], results),
         once=tuple(under),
         columns=(*header, *(Column(name, "control") for name in columns)),
         lines=tuple(zip(*keys.values(), *texts, strict=True)),
-        notes=(*_flag_notes(rows), *_reason_notes(rows, columns)),
+        notes=(*_flag_notes(rows), *_reason_notes(rows, columns), *beside.candidates.notes(rows)),
         rows=rows,
     )
 
 
-def _block_of_controls(rows: Sequence[Row]) -> Block:
+def _above_lines(
+    controls: Mapping[str, Sequence[Row | None]], rows: Sequence[Row], beside: Beside
+) -> tuple[dict[str, Entry], dict[str, Entry]]:
+    """Controls that have one row for the block, and those that say the same on every line."""
+    once: dict[str, Entry] = {}
+    same: dict[str, Entry] = {}
+    for name, found in controls.items():
+        if not beside.tells_layers_apart(name):
+            once[name] = _once(found, rows, beside)
+        elif _is_one(found, rows, beside):
+            same[name] = _once(found, rows, beside)
+    return once, same
+
+
+def _block_of_controls(rows: Sequence[Row], beside: Beside) -> Block:
     """Control rows one below the other, where their cells are not among the results."""
     keys = {"control": [Entry(str(row.control)) for row in rows], "prompt": [Entry(row.prompt or "") for row in rows]}
     keys = {name: column for name, column in keys.items() if len({entry.text for entry in column}) > 1}
@@ -184,14 +201,14 @@ def _block_of_controls(rows: Sequence[Row]) -> Block:
     return Block(
         heading=f"controls: {', '.join(dict.fromkeys(str(row.control) for row in rows))} (their cells are not here)",
         once=(),
-        columns=(*(Column(name, "key") for name in keys), Column(_text_column(rows), "text")),
-        lines=tuple(zip(*keys.values(), [marked(row) for row in rows], strict=True)),
+        columns=(*(Column(name, "key") for name in keys), Column(_text_column(rows, beside), "text")),
+        lines=tuple(zip(*keys.values(), [beside.marked(row) for row in rows], strict=True)),
         notes=(*_flag_notes(rows), *_reason_notes(rows, {})),
         rows=tuple(rows),
     )
 
 
-def _keys(rows: Sequence[Row]) -> dict[str, list[Entry]]:
+def _keys(rows: Sequence[Row], candidates: Candidates) -> dict[str, list[Entry]]:
     """The narrow columns: ℓ always, what else differs or was asked for."""
     keys = {"ℓ": [Entry(str(row.source_layer)) for row in rows]}
     if any(row.source_layer != row.target_layer for row in rows):
@@ -200,14 +217,18 @@ def _keys(rows: Sequence[Row]) -> dict[str, list[Entry]]:
         keys["sample"] = [Entry(str(row.sample)) for row in rows]
     if any(row.flags != rows[0].flags for row in rows):
         keys["flags"] = [Entry(", ".join(row.flags)) for row in rows]
-    if any(row.expected is not None for row in rows):
-        keys["✓"] = [Entry(mark(row), "hit" if row.expected else "miss") for row in rows]
+    judged = [candidates.judged(row) for row in rows]
+    if any(row.expected is not None for row in judged):
+        keys["✓"] = [Entry(mark(row), "hit" if row.expected else "miss") for row in judged]
+    keys.update(candidates.keys([row for row in rows if row.candidate is not None]))
     if any(row.entropy is not None for row in rows):
         keys["H"] = [Entry("" if row.entropy is None else f"{row.entropy:.2f}") for row in rows]
     return keys
 
 
-def _text_column(rows: Sequence[Row]) -> str:
+def _text_column(rows: Sequence[Row], beside: Beside) -> str:
+    if any(row.candidate is not None for row in rows):
+        return f"likeliest of {beside.candidates.n}: ln p (Δ)"
     return "next token" if any(row.top is not None for row in rows) else "text"
 
 
@@ -255,17 +276,9 @@ def marked(row: Row | None) -> Entry:
     return Entry(f"{sign} {entropy}{found.text}" if sign else f"{entropy}{found.text}", found.kind)
 
 
-def mark(row: Row) -> str:
-    """✓ or ✗ where an answer was expected; in brackets where it had leaked."""
-    if row.expected is None:
-        return ""
-    sign = "✓" if row.expected else "✗"
-    return f"({sign})" if "leaked" in row.flags else sign
-
-
-def _is_one(found: Sequence[Row | None], rows: Sequence[Row]) -> bool:
+def _is_one(found: Sequence[Row | None], rows: Sequence[Row], beside: Beside) -> bool:
     """Whether a control says the same on every line, two at least, where anything was run at all."""
-    said = [marked(row) for row, cell in zip(found, rows, strict=True) if row is None or not _as_idle(row, cell)]
+    said = [beside.marked(row) for row, cell in zip(found, rows, strict=True) if row is None or not _as_idle(row, cell)]
     return len(said) > 1 and None not in found and len(set(said)) == 1
 
 
@@ -273,13 +286,13 @@ def _as_idle(row: Row, cell: Row) -> bool:
     return row.status != "ok" and (row.status, row.reason) == (cell.status, cell.reason)
 
 
-def _once(found: Sequence[Row | None], rows: Sequence[Row]) -> Entry:
+def _once(found: Sequence[Row | None], rows: Sequence[Row], beside: Beside) -> Entry:
     """What a control says that says one thing; where it could not be run, with the reason."""
     told = [(row, cell) for row, cell in zip(found, rows, strict=True) if row is not None]
     # After an interruption a control may be idle for the reason that its cells are; it is told all the same.
     row = next((row for row, cell in told if not _as_idle(row, cell)), told[0][0])
     if row.status == "ok":
-        return marked(row)
+        return beside.marked(row)
     return Entry(f"({row.status}: {first_line(row.reason)})", "note")
 
 
@@ -300,45 +313,3 @@ def _reason_notes(rows: Sequence[Row], columns: Mapping[str, Sequence[Row | None
     for (control, status, reason), layers in idle.items():
         at = ranges([layer for layer in layers if layer is not None])
         yield f"{f'{control} ' if control else ''}{status}: {reason}{f' (ℓ = {at})' if at else ''}"
-
-
-def percent(logprob: float) -> str:
-    """A log-probability as a percentage; what rounds to nothing is "<1%"."""
-    probability = math.exp(logprob) if not math.isnan(logprob) else math.nan
-    return "<1%" if 0 < probability < 0.01 else "?" if math.isnan(probability) else f"{probability:.0%}"
-
-
-def escaped(text: str) -> str:
-    """`text` on one line: line breaks as ⏎, tabs as ⇥, and as an escape what steers a terminal or reverses text."""
-    signs = {"\n": "⏎", "\r": "␍", "\t": "⇥"}
-    return "".join(signs.get(c) or (c if _is_shown(c) else c.encode("unicode_escape").decode()) for c in text)
-
-
-def _is_shown(character: str) -> bool:
-    """False for controls, surrogates, line separators and what reverses the order of the text after it."""
-    return unicodedata.category(character) not in ("Cc", "Cs", "Zl", "Zp") and not (
-        "\u202a" <= character <= "\u202e" or "\u2066" <= character <= "\u2069"
-    )
-
-
-def quoted(text: str, width: int) -> str:
-    """`text` in quotes, on one line, cropped to `width` characters."""
-    line = escaped(text)
-    return f"“{line if len(line) <= width else line[: width - 1] + '…'}”"
-
-
-def first_line(reason: str | None) -> str:
-    """The first line of a reason, and … for what follows it."""
-    lines = (reason or "no reason was given").strip().splitlines()
-    return f"{escaped(lines[0])}{' …' if len(lines) > 1 else ''}" if lines else "no reason was given"
-
-
-def ranges(layers: Sequence[int]) -> str:
-    """Layers as ranges: 3–5, 9."""
-    parts: list[list[int]] = []
-    for layer in sorted(set(layers)):
-        if parts and layer == parts[-1][-1] + 1:
-            parts[-1].append(layer)
-        else:
-            parts.append([layer])
-    return ", ".join(str(part[0]) if len(part) == 1 else f"{part[0]}–{part[-1]}" for part in parts)

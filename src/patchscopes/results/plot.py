@@ -17,18 +17,9 @@ from matplotlib.font_manager import findfont, get_font, get_font_names
 from matplotlib.ft2font import FT2Font
 
 from patchscopes.errors import OptionError
-from patchscopes.results.blocks import (
-    Beside,
-    Block,
-    Entry,
-    answers_of,
-    block_of,
-    escaped,
-    marked,
-    place_of,
-    quoted,
-    ranges,
-)
+from patchscopes.results.blocks import Beside, Block, answers_of, block_of, marked, place_of
+from patchscopes.results.candidates import Candidates
+from patchscopes.results.entry import Entry, escaped, quoted, ranges
 from patchscopes.results.rows import Record
 from patchscopes.results.summary import caption
 from patchscopes.spec import Row
@@ -66,12 +57,16 @@ def figure(
 ) -> Figure:
     """Draw the cells of one (source, position, prompt, ℓ*); raises OptionError where there are none."""
     wanted = {"source_index": source_index, "position": position, "prompt": prompt, "target_layer": target_layer}
-    rows, more = _chosen(results, {name: value for name, value in wanted.items() if value is not None})
+    rows, more = chosen(results, {name: value for name, value in wanted.items() if value is not None})
+    if rows[0].candidate is not None:
+        from patchscopes.results.heat import heat
+
+        return heat(rows, more, results)
     block = block_of(rows, Beside(results), results)
     header = [column.name for column in block.columns if column.wide]
     columns = [[marked(row) for row in rows], *_controls(block)]
     widths = [TEXT_INCHES if columns[1:] else ALONE_INCHES, *[CONTROL_INCHES] * (len(columns) - 1)]
-    above, under = _title(rows, more, answers_of(rows[0], results.spec)), _notes(block, rows, results)
+    above, under = title_of(rows, more, answers_of(rows[0], results.spec)), _notes(block, rows, results)
     page = _Page(sum(widths), LINE_INCHES * (len(rows) + 0.4), len(above), len(under))
     drawn = LayersFigure(figsize=page.size)
     FigureCanvasAgg(drawn)
@@ -84,13 +79,13 @@ def figure(
     axes.set_xlim(-0.05, sum(widths))
     points = 72 * page.size[0] - 80
     font: dict[str, Any] = {
-        "family": list(_families()),
+        "family": list(families()),
         "fontsize": SIZE + 0.5,
         "linespacing": 1.45,
         "parse_math": False,
     }
-    axes.set_title("\n".join(_fit(line, points) for line in above), loc="left", pad=10, **font)
-    axes.set_xlabel("\n".join(_fit(line, points) for line in under), loc="left", labelpad=8, **font)
+    axes.set_title("\n".join(fitted(line, points) for line in above), loc="left", pad=10, **font)
+    axes.set_xlabel("\n".join(fitted(line, points) for line in under), loc="left", labelpad=8, **font)
     return drawn
 
 
@@ -119,9 +114,10 @@ class _Page:
         return self.n_above * NOTE_INCHES + 0.45
 
 
-def _chosen(results: Record, wanted: dict[str, object]) -> tuple[list[Row], str]:
+def chosen(results: Record, wanted: dict[str, object]) -> tuple[list[Row], str]:
     """The cells to draw, by ℓ, and what was left out for them."""
-    cells = [row for row in results if row.control is None and row.position is not None and row.sample == 0]
+    leads = Candidates(results).leads
+    cells = [r for r in results if r.control is None and r.position is not None and r.sample == 0 and leads(r)]
     found = [row for row in cells if all(getattr(row, name) == value for name, value in wanted.items())]
     if not found:
         there = {name: sorted({getattr(row, name) for row in cells}) for name in ("source_index", "position", "prompt")}
@@ -153,7 +149,8 @@ def _controls(block: Block) -> list[list[Entry]]:
     return [[line[i] for line in block.lines] for i, column in enumerate(block.columns) if column.role == "control"]
 
 
-def _title(rows: list[Row], more: str, answers: list[str]) -> list[str]:
+def title_of(rows: list[Row], more: str, answers: list[str]) -> list[str]:
+    """The lines over a figure: what was read, where it was written, what was expected, what is left out."""
     first = rows[0]
     paired = all(row.source_layer == row.target_layer for row in rows)
     lines = [
@@ -199,18 +196,18 @@ def _text(axes: Axes, place: tuple[float, float], entry: Entry, width_inches: fl
     hit = entry.kind == "hit"
     axes.text(
         *place,
-        _fit(entry.text, 72 * width_inches / (BOLD if hit else 1)),
+        fitted(entry.text, 72 * width_inches / (BOLD if hit else 1)),
         va="center",
         fontsize=SIZE,
-        family=list(_families()),
+        family=list(families()),
         fontweight="bold" if hit else "normal",
         color="0.45" if entry.kind == "note" else "black",
         parse_math=False,
     )
 
 
-def _fit(text: str, points: float) -> str:
-    """`text` cropped to a width; a character that no font has is a white square."""
+def fitted(text: str, points: float) -> str:
+    """`text` in the letters of these fonts, cropped to a width; a character that no font has is a white square."""
     line = "".join(c if _font_of(c) else MISSING for c in escaped(text))
     widths = [HINTED * _advance(character) for character in line]
     if sum(widths) <= points:
@@ -221,14 +218,15 @@ def _fit(text: str, points: float) -> str:
 
 
 @cache
-def _families() -> tuple[str, ...]:
+def families() -> tuple[str, ...]:
+    """The fonts that there are, in the order in which a character is looked for."""
     there = set(get_font_names())
     return tuple(name for name in FONTS if name in there)
 
 
 @cache
 def _fonts() -> tuple[tuple[FT2Font, frozenset[int]], ...]:
-    fonts = [get_font(findfont(name)) for name in _families()]
+    fonts = [get_font(findfont(name)) for name in families()]
     return tuple((font, frozenset(font.get_charmap())) for font in fonts)
 
 

@@ -176,6 +176,7 @@ class Results(Sequence[Row]):
     ) -> "Figure":
         """Layers against texts, controls beside, for one (source, position, prompt): the first unless said.
 
+        With readout "candidates", what the write adds to each candidate's log-probability, by layer, controls under it.
         Where ℓ* is not ℓ, `target_layer` chooses ℓ*. Returns a matplotlib Figure, which a notebook shows; elsewhere
         use its `savefig`. Raises OptionError where there is no such cell.
         """

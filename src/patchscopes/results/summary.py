@@ -1,9 +1,11 @@
 """What stands under the tables: hits beside the controls' hits, counts by status, what was left out, what made it."""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from patchscopes.results.blocks import CONTROLS, FLAGS, first_line, quoted, ranges
+from patchscopes.results.blocks import CONTROLS, FLAGS
+from patchscopes.results.candidates import Candidates
+from patchscopes.results.entry import first_line, quoted, ranges
 from patchscopes.results.rows import Record
 from patchscopes.spec import SCHEMA, Row
 
@@ -24,18 +26,29 @@ def summary(results: Record) -> list[str]:
 
 
 def hits(results: Record) -> Iterator[str]:
-    """How often an expected answer is in the text, at which layers, and the same for each control.
+    """How often an expected answer is in the text, or first among candidates; at which layers; and for each control.
 
     Rows in which the answer had leaked are counted apart (rule 18).
     """
-    judged = [row for row in results if row.expected is not None]
+    candidates = Candidates(results)
+    cells = [row for row in results if candidates.leads(row)]
+    if not candidates.n:
+        yield from _hits(cells, "in")
+        return
+    yield from _hits(map(candidates.judged, cells), f"is the likeliest of {candidates.n} candidates in")
+    written = [row for row in cells if row.control != "unpatched"]
+    yield from _hits(map(candidates.judged_by_raise, written), "is raised most in")
+
+
+def _hits(rows: Iterable[Row], said: str) -> Iterator[str]:
+    judged = [row for row in rows if row.expected is not None]
     for name in dict.fromkeys(row.control for row in judged):
         of = [row for row in judged if row.control == name]
         fair = [row for row in of if "leaked" not in row.flags]
         leaks = [row for row in of if "leaked" in row.flags]
         apart = f" ({len(leaks):,} leaked, apart)" if leaks else ""
         leaked = f"; in {_n_hits(leaks)} leaked" if leaks else ""
-        yield f"expected answer in {_n_hits(fair)} {name or 'cells'}{apart}{_by_layer(fair)}{leaked}"
+        yield f"expected answer {said} {_n_hits(fair)} {name or 'cells'}{apart}{_by_layer(fair)}{leaked}"
 
 
 def _n_hits(rows: Sequence[Row]) -> str:
@@ -62,7 +75,7 @@ def _by_layer(rows: Sequence[Row]) -> str:
 
 
 def _failed_sources(results: Record) -> Iterator[str]:
-    failed = [row for row in results if row.control is None and row.position is None]
+    failed = list({row.source_index: row for row in results if row.control is None and row.position is None}.values())
     for row in failed[:MAX_FAILED_SOURCES]:
         yield f"{row.status}: source {row.source_index} {quoted(row.source or '', 60)}: {first_line(row.reason)}"
     if len(failed) > MAX_FAILED_SOURCES:
@@ -98,9 +111,16 @@ def legend(results: Record) -> str:
         parts.append("ℓ*: the layer written to")
     else:
         parts[0] = "ℓ: the layer, after ℓ blocks, that is read from and written to"
-    if any(row.expected is not None for row in results):
+    scored = any(row.candidate is not None for row in results)
+    # Of candidates, where none is an expected answer, there is no mark.
+    if any(row.expected or (row.expected is not None and not scored) for row in results):
         leaks = ", in brackets where it had leaked" if any("leaked" in row.flags for row in results) else ""
-        parts.append(f"✓ ✗: the expected answer is in the text, or not{leaks}")
+        where = "the likeliest candidate, or not, and its rank" if scored else "in the text, or not"
+        parts.append(f"✓ ✗: the expected answer is {where}{leaks}")
+    if scored:
+        parts.append("ln p: log-probability of a candidate, over all its tokens, in nats")
+        parts.append("Δ: ln p minus that of the same candidate where nothing is written")
+        parts.append("… after candidates: there are more; .to_pandas() has all")
     if any(row.entropy is not None for row in results):
         parts.append("H: entropy of the next token, in nats")
     if any(row.top is None and "\n" in (row.text or "") for row in results):
@@ -116,7 +136,10 @@ def counts(results: Record) -> str:
     by_status = ", ".join(f"{n:,} {status}" for status, n in results.counts.items()) or "none"
     interrupted = "interrupted, " if results.counts.get("skipped") else ""
     state = "" if results.complete else f" · {interrupted}not complete"
-    kinds = f" ({n_cells:,} of cells, {len(results) - n_cells:,} of controls)" if len(results) > n_cells else ""
+    parts = [f"{n_cells:,} of cells, {len(results) - n_cells:,} of controls"] if len(results) > n_cells else []
+    n_candidates = Candidates(results).n
+    parts += [f"a row per cell and candidate, of {n_candidates}"] if n_candidates else []
+    kinds = f" ({'; '.join(parts)})" if parts else ""
     return f"{len(results):,} rows: {by_status}{state}{kinds}"
 
 
@@ -143,6 +166,8 @@ def _decoding(spec: Mapping[str, object]) -> str:
     readout = spec.get("readout")
     if isinstance(readout, Mapping) and readout.get("kind") == "next-token":
         return "next token"
+    if isinstance(readout, Mapping) and readout.get("kind") == "candidates":
+        return "candidates"
     temperature = decoding.get("temperature")
     how = f"temperature {temperature}" if temperature else "greedy"
     return f"{how}, up to {decoding.get('max_new_tokens')} new tokens"

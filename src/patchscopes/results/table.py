@@ -12,7 +12,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from patchscopes.results.blocks import Block, Entry, blocks_of
+from patchscopes.results.blocks import Block, blocks_of
+from patchscopes.results.entry import Entry
 from patchscopes.results.rows import Record
 from patchscopes.results.summary import summary
 
@@ -64,7 +65,7 @@ def _once(block: Block, width: int) -> Table:
     table.add_column(width=names, no_wrap=True)
     table.add_column(max_width=max(width - names - 1, 10), overflow="fold")
     for name, said in block.once:
-        table.add_row(Text(f"{name}:"), Text(said.text, style=STYLES[said.kind]))
+        table.add_row(Text(f"{name}:"), Text(said.whole, style=STYLES[said.kind]))
     return table
 
 
@@ -72,14 +73,34 @@ def _parts(block: Block, width: int) -> list[list[int]]:
     """The columns of each table of a block: one table where all columns have room, else controls go on in another."""
     keys = [i for i, column in enumerate(block.columns) if column.role == "key"]
     text = [i for i, column in enumerate(block.columns) if column.role == "text"]
-    controls = [i for i, column in enumerate(block.columns) if column.role == "control"]
-    room = width - sum(_natural(block, i) + GAP for i in keys)
-    n_first = max((room - MIN_TEXT) // (MIN_CONTROL + GAP), 1)
-    n_more = max(room // (MIN_CONTROL + GAP), 1)
-    rest = controls[n_first:]
-    layers = [i for i in keys if block.columns[i].name not in ("✓", "H")]
-    more = [[*layers, *rest[at : at + n_more]] for at in range(0, len(rest), n_more)]
-    return [[*keys, *text, *controls[:n_first]], *more]
+    others = [i for i, column in enumerate(block.columns) if column.role in ("more", "control")]
+    layers = [i for i in keys if block.columns[i].name not in ("✓", "H", "rank", "Δ")]
+    tables: list[list[int]] = [[]]
+    # The first control shares the line with a text, however narrow; beside a list it might leave no part whole.
+    shares = not any(_is_list(block, i) for i in text)
+    left = width - sum(_natural(block, i) + GAP for i in keys)
+    left -= sum(_least(block, i) + (0 if shares else GAP) for i in text)
+    for i in others:
+        needed = _least(block, i) + GAP
+        if needed > left and (tables[-1] or not shares):
+            tables.append([])
+            left = width - sum(_natural(block, k) + GAP for k in layers)
+        tables[-1].append(i)
+        left -= needed
+    return [[*keys, *text, *tables[0]], *([*layers, *more] for more in tables[1:])]
+
+
+def _least(block: Block, column: int) -> int:
+    """How wide a column is at the least, where there is room: a list shows one part whole."""
+    if _is_list(block, column):
+        return max(cell_len(block.columns[column].name), *(cell_len(line[column].within(0)) for line in block.lines))
+    if block.columns[column].role == "more":
+        return _natural(block, column)
+    return MIN_TEXT if block.columns[column].role == "text" else MIN_CONTROL
+
+
+def _is_list(block: Block, column: int) -> bool:
+    return any(line[column].parts for line in block.lines)
 
 
 def _table(block: Block, columns: Sequence[int], width: int) -> Table:
@@ -90,7 +111,7 @@ def _table(block: Block, columns: Sequence[int], width: int) -> Table:
         justify = "left" if column.wide or column.name in ("control", "prompt", "flags") else "right"
         table.add_column(Text(column.name), justify=justify, no_wrap=True, overflow="ellipsis", width=widths[i])  # type: ignore[arg-type]
     for line in block.lines:
-        table.add_row(*(Text(line[i].text, style=STYLES[line[i].kind]) for i in columns))
+        table.add_row(*(Text(line[i].within(widths[i]), style=STYLES[line[i].kind]) for i in columns))
     return table
 
 
@@ -102,10 +123,16 @@ def _natural(block: Block, column: int) -> int:
 def _widths(block: Block, columns: Sequence[int], width: int) -> dict[int, int]:
     """A width for each column: what it needs, and where that is too much, texts get 3 parts and controls 2."""
     widths = {i: _natural(block, i) for i in columns}
-    wide = {i: 3 if block.columns[i].role == "text" else 2 for i in columns if block.columns[i].wide}
+    wide = {i: 3 if block.columns[i].role != "control" else 2 for i in columns if block.columns[i].wide}
     room = width - sum(widths[i] for i in columns if i not in wide) - GAP * len(columns)
     while wide:
         parts = sum(wide.values())
+        tight = [i for i in wide if _is_list(block, i) and room * wide[i] // parts < _least(block, i) < widths[i]]
+        if tight:
+            widths[tight[0]] = _least(block, tight[0])
+            room -= widths[tight[0]]
+            del wide[tight[0]]
+            continue
         narrow = [i for i in wide if widths[i] <= room * wide[i] // parts]
         if not narrow:
             widths.update({i: max(room * wide[i] // parts, 4) for i in wide})
@@ -121,10 +148,10 @@ def as_html(results: Record) -> str:
     blocks, rest = blocks_of(results, max_blocks=MAX_BLOCKS, max_lines=MAX_LINES)
     parts = []
     for block in blocks:
-        once = "".join(f"<div>{html.escape(name)}: {_html(said)}</div>" for name, said in block.once)
+        once = "".join(f"<div>{html.escape(name)}: {_html(said, said.whole)}</div>" for name, said in block.once)
         head = "".join(f'<th style="text-align:left">{html.escape(column.name)}</th>' for column in block.columns)
         body = "".join(
-            "<tr>" + "".join(f'<td style="{CELL_CSS}">{_html(entry)}</td>' for entry in line) + "</tr>"
+            "<tr>" + "".join(f'<td style="{CELL_CSS}">{_html(entry, entry.text)}</td>' for entry in line) + "</tr>"
             for line in block.lines
         )
         notes = "".join(f"<div>{html.escape(note)}</div>" for note in block.notes)
@@ -136,8 +163,8 @@ def as_html(results: Record) -> str:
     return "".join(parts)
 
 
-def _html(entry: Entry) -> str:
-    text = html.escape(entry.text)
+def _html(entry: Entry, shown: str) -> str:
+    text = html.escape(shown)
     if entry.kind == "hit":
         return f"<b>{text}</b>"
     return f'<span style="opacity:0.6">{text}</span>' if entry.kind == "note" else text
