@@ -81,13 +81,19 @@ def top_k(x: Float[Tensor, "row n"], first: int, so_far: Top) -> Top:
     library = native().library
     k = so_far.values.shape[1]
     if library is None or not runs_native(x, so_far.values):
-        here = x.topk(min(k, x.shape[1]), dim=-1)
+        here = _largest(x, min(k, x.shape[1]))
         values = torch.cat((so_far.values, here.values.to(so_far.values)), -1)
         indices = torch.cat((so_far.indices, here.indices + first), -1)
-        best = values.topk(k, dim=-1)
+        best = _largest(values, k)
         return Top(best.values, indices.gather(1, best.indices))
     library.ps_top_k(x.data_ptr(), *x.shape, x.stride(0), k, first, so_far.values.data_ptr(), so_far.indices.data_ptr())
     return so_far
+
+
+def _largest(x: Float[Tensor, "row n"], k: int) -> Top:
+    """The k largest; of equal ones the first where k is 1, as greedy decoding has it (topk takes any)."""
+    found = x.topk(k, dim=-1) if k > 1 else x.max(dim=-1, keepdim=True)
+    return Top(found.values, found.indices)
 
 
 def softmax_sums(x: Float[Tensor, "row n"]) -> Float[Tensor, "row 3"]:
