@@ -118,7 +118,7 @@ class Rows:
         self._start, self._count = start, count
         lengths = self._lengths[start : start + count]
         mask = torch.ones(count, self.seen + columns, dtype=torch.long)
-        mask[:, : self.seen] = torch.arange(self.seen) < lengths[:, None]
+        mask[:, : self.seen] = torch.arange(self.seen) >= self.seen - lengths[:, None]
         return mask.to(self._model.device)
 
     @property
@@ -166,8 +166,11 @@ class Rows:
         lines = torch.arange(count, device=keys.device)[:, None]
         at = lengths[:, None] + torch.arange(columns, device=keys.device)
         own.keys[lines, :, at], own.values[lines, :, at] = keys.transpose(1, 2), values.transpose(1, 2)
-        seen = self.seen
-        return torch.cat((own.keys[:, :, :seen], keys), 2), torch.cat((own.values[:, :, :seen], values), 2)
+        # All rows end where the new tokens begin: columns then differ as positions do, and windows hold (as in Layout).
+        ended = (torch.arange(self.seen, device=keys.device) - (self.seen - lengths[:, None])).clamp(min=0)
+        before = (part[lines, :, ended].transpose(1, 2) for part in (own.keys, own.values))
+        seen_keys, seen_values = (torch.cat(pair, 2) for pair in zip(before, (keys, values), strict=True))
+        return seen_keys, seen_values
 
     def attention(
         self, module: nn.Module, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, **options: Any

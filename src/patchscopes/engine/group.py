@@ -39,7 +39,9 @@ class GroupRun:
         """Give up the rows that run and go on with half as many at once; False where one is too many."""
         if self.n_rows == 1:
             return False
-        self._queue.extendleft(reversed([index for index, _ in self._writings]))
+        # In the group's order: rows have moved since they started, and rows that start together do so by their layer.
+        left = {*self._queue, *(index for index, _ in self._writings)}
+        self._queue = deque(index for index in self._group.cells if index in left)
         self._rows, self._writings = None, []
         self.n_rows = self.n_rows // 2
         self._n_started = max(1, min(self._n_started, self.n_rows))
