@@ -114,6 +114,8 @@ def test_a_specification_scores_candidates_and_another_budget_goes_on(
     assert (again.code, "; 0 remain" in again.err) == (0, True), again.err
     kept = json.loads(run(["show", out, "--format", "json"], capsys).out)["cells"]
     assert kept == cells(run([*base, "--candidates", "cat,hello", "--format", "json", "--memory", "50MB"], capsys))
+    over = run(["run", str(spec_of(tmp_path, tiny_folder)), "--out", f"{out}-2", "--memory", "1KiB"], capsys)
+    assert (over.code, "memory budget" in over.err) == (2, True), over.err
     other = run(["run", str(spec_of(tmp_path, tiny_folder, candidates=["cat"])), "--out", out], capsys)
     assert (other.code, "candidates" in other.err) == (2, True), other.err
 
