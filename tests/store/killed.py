@@ -30,8 +30,8 @@ from patchscopes.run import Inspection
 from patchscopes.spec import Result, Row
 from patchscopes.store import open_run, writer
 
-PAUSE_S = 0.001
-LONGEST_S = 0.3
+PAUSE_S = 0.002
+LONGEST_S = 0.8
 SOURCES = [f"the cat of {word} is {n}" for word in ("Spain", "Wales", "Syria", "hello") for n in range(4)]
 PROMPT = "the capital of {} is"
 READOUTS: tuple[dict[str, Any], ...] = (

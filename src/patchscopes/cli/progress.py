@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from patchscopes.run import Session
 
 LINE_EVERY_S, BAR_EVERY_S = 10.0, 0.1
+# Before so many cells have come, what they took says little of the others.
+FEW_CELLS = 8
 
 
 @dataclass(slots=True)
@@ -49,7 +51,8 @@ class Progress:
     def __str__(self) -> str:
         elapsed = self.clock() - self.began
         rate = self.cells / elapsed if elapsed > 0 else 0.0
-        left = f"{duration((self.total_cells - self.cells) / rate)} left" if rate else "time left not known yet"
+        known = self.cells >= min(FEW_CELLS, self.total_cells)
+        left = f"{duration((self.total_cells - self.cells) / rate)} left" if known else "time left not known yet"
         return f"{self.rows:,} of {self.total_rows:,} rows, {rate:,.1f} cells/s, {left}"
 
 

@@ -10,7 +10,8 @@ from collections.abc import Callable, Mapping
 import psutil
 import torch
 from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
+
+from patchscopes.models import matrix_of
 
 LinearFunction = Callable[[Tensor], Tensor]
 
@@ -54,15 +55,11 @@ def linear_functions(modules: Mapping[nn.Module, bool]) -> dict[nn.Module, Linea
     """
     found = {}
     for module, repack in modules.items():
-        if type(module) not in (nn.Linear, Conv1D):
+        matrix = matrix_of(module)
+        if matrix is None or not takes(matrix.weight):
             continue
-        weight, bias = module.weight, module.bias
-        assert isinstance(weight, Tensor)
-        assert not isinstance(bias, nn.Module)
-        if not takes(weight):
-            continue
-        weight = weight if isinstance(module, nn.Linear) else weight.t()
-        function = pack(weight, bias, repack=repack)
+        weight = matrix.weight
+        function = pack(weight, matrix.bias, repack=repack)
         if agrees(module, function, weight.shape[1]):
             found[module] = function
     return found

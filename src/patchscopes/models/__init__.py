@@ -1,6 +1,7 @@
 """Names → weights → a Model. The only files that know HF's class layout."""
 
+from patchscopes.models.linears import matrix_of
 from patchscopes.models.loading import LoadOptions, load_by_name, wrap_in_memory
 from patchscopes.models.model import Columns, Inputs, Model
 
-__all__ = ["Columns", "Inputs", "LoadOptions", "Model", "load_by_name", "wrap_in_memory"]
+__all__ = ["Columns", "Inputs", "LoadOptions", "Model", "load_by_name", "matrix_of", "wrap_in_memory"]
