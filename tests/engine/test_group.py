@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 from math import ceil
 from typing import Any
 
@@ -16,6 +17,7 @@ from patchscopes.compute import Compute
 from patchscopes.engine import Engine, group, start
 from patchscopes.engine import candidates as scoring
 from patchscopes.forward import Span, forward
+from patchscopes.hooks import returns_tuples
 from patchscopes.kv import Rows
 from patchscopes.models import Model
 from patchscopes.plan import Budget, compile_plan
@@ -63,11 +65,17 @@ def of_lengths(model: Model, lengths: Sequence[int]) -> list[Cell]:
     ]
 
 
+@cache
+def expected_of(cell: Cell) -> Result:
+    return Reference(tiny_model("llama")).run_cell(cell)
+
+
 def check(model: Model, cells: Sequence[Cell], results: Sequence[Result]) -> None:
     """They are the reference's, one for each cell."""
     assert [result.index for result in results] == list(range(len(cells)))
+    assert model is tiny_model("llama")
     for cell, result in zip(cells, results, strict=True):
-        expected = Reference(model).run_cell(cell)
+        expected = expected_of(cell)
         if min(expected.gaps, default=1) > 1e-3:
             assert (result.text, result.token_ids) == (expected.text, expected.token_ids)
             assert result.finish_reason == expected.finish_reason
@@ -99,10 +107,7 @@ def test_texts_that_end_leave_their_places_at_once(passes: Passes) -> None:
     """In batches that wait for the longest this would take 18 passes of decoding."""
     model = tiny_model("llama")
     run_cells(model, Engine(model), of_lengths(model, [10, 1, 1, 1, 1, 1, 1, 1, 10, 1, 1, 1]), Budget(AMPLE, 4))
-    assert (
-        len(passes.of("decode")) == 9 + len([n for n in passes.of("decode") if n < 2]) - 9 + 9
-        or len(passes.of("decode")) <= 11
-    )
+    assert len(passes.of("decode")) <= 9 + 2
 
 
 def test_few_free_places_wait_for_others(passes: Passes) -> None:
@@ -142,6 +147,7 @@ def test_the_cost_of_a_plan_is_what_runs(passes: Passes, family: str, max_rows: 
     model = tiny_model(family)
     cells = of_lengths(model, [5] * 12)
     plan = compile_plan(cells, shape_of(model), Budget(AMPLE, max_rows))
+    returns_tuples(model)  # which needs a pass of its own, once
     runs = [0]
     handle = model.hf.register_forward_pre_hook(lambda *_: runs.__setitem__(0, runs[0] + 1))
     list(Engine(model).run(plan))
@@ -200,8 +206,7 @@ def refuse_above(k: int, error: Exception) -> Callable[[str, int], None]:
     return before
 
 
-@pytest.mark.parametrize("error", OUT, ids=lambda error: type(error).__name__)
-@pytest.mark.parametrize("most", [1, 2, 5])
+@pytest.mark.parametrize(("most", "error"), [(1, OUT[0]), (2, OUT[1]), (5, OUT[2]), (1, OUT[3])])
 def test_where_memory_runs_out_rows_are_halved_until_they_fit(passes: Passes, error: Exception, most: int) -> None:
     model = tiny_model("llama")
     cells = of_lengths(model, LENGTHS)
