@@ -179,7 +179,7 @@ def test_the_models_own_attention_is_back_after_a_pass_whatever_happens(llama: M
     with pytest.raises(KeyError), rows.running(0, 1, 1):
         raise KeyError
     assert llama.hf.config._attn_implementation == before
-    assert "patchscopes" not in AttentionInterface._global_mapping
+    assert not [name for name in AttentionInterface._global_mapping if name.startswith("patchscopes")]
     assert rows.lengths.tolist() == [1], "a pass that failed has added nothing"
 
 

@@ -252,14 +252,16 @@ def copy_prefixes(model: Model) -> None:
 def _through_interface(rows: Rows) -> Iterator[None]:
     config = rows._model.hf.config.get_text_config(decoder=True)
     before = config._attn_implementation
-    # No mask function of that name is registered: transformers then makes no mask, and ours needs none.
-    AttentionInterface.register(INTERFACE, rows.attention)
-    config._attn_implementation = INTERFACE
+    # A name of its own, since two models may run at once. No mask function has it: transformers then makes no mask,
+    # and ours needs none.
+    name = f"{INTERFACE}-{id(rows)}"
+    AttentionInterface.register(name, rows.attention)
+    config._attn_implementation = name
     try:
         yield
     finally:
         config._attn_implementation = before
-        AttentionInterface._global_mapping.pop(INTERFACE, None)
+        AttentionInterface._global_mapping.pop(name, None)
 
 
 @contextmanager
