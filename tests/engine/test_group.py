@@ -320,7 +320,7 @@ def test_a_reader_that_stops_leaves_the_model_as_it_was(passes: Passes) -> None:
     next(results)
     results.close()  # type: ignore[attr-defined]
     assert not any("forward" in module.__dict__ for module in model.hf.modules())
-    assert model.hf.config._attn_implementation != "patchscopes"
+    assert not model.hf.config._attn_implementation.startswith("patchscopes")
 
 
 def test_writing_ends_by_its_own_count(llama: Model) -> None:
