@@ -175,7 +175,7 @@ def test_the_models_own_attention_is_back_after_a_pass_whatever_happens(llama: M
     before = llama.hf.config._attn_implementation
     rows = rows_on(llama, IDS[:3], 1, 6)
     with rows.running(0, 1, 1):
-        assert llama.hf.config._attn_implementation == "patchscopes"
+        assert llama.hf.config._attn_implementation.startswith("patchscopes")
     with pytest.raises(KeyError), rows.running(0, 1, 1):
         raise KeyError
     assert llama.hf.config._attn_implementation == before
