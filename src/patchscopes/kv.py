@@ -243,7 +243,7 @@ def _find(model: Model) -> _Found:
 
 
 def copy_prefixes(model: Model) -> None:
-    """Have this model's rows copy their prefix from now on: the self-check found that sharing it is not the same."""
+    """Have this model's rows copy their prefix from now on: the self-check found that its attention needs more."""
     model.kept(_Found, _find)
     model.keep(_Found("copied"))
 

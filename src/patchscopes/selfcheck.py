@@ -21,7 +21,7 @@ from patchscopes.compute import compute_of
 from patchscopes.errors import SelfCheckError
 from patchscopes.forward import Span, forward
 from patchscopes.hooks import Entry, LayerWrite, Places, capture, patch
-from patchscopes.kv import Rows, recorded, recording_cache, sharing
+from patchscopes.kv import Rows, copy_prefixes, recorded, recording_cache, sharing
 from patchscopes.layout import Layout
 from patchscopes.models import Inputs, Model
 from patchscopes.models.architectures import TABLE
@@ -199,7 +199,17 @@ class _Check:
         """What the engine does, against each row alone: padding, a prefix shared, rows that start at ℓ*, a cache."""
         longer = (*self.ids, self.ids[1])
         alone = self.model.all_logits(self._tensor(longer))[0, -2:]
-        return max(self._padding(longer, alone[1]), self._rows(alone))
+        return max(self._padding(longer, alone[1]), self._shared_or_copied(alone))
+
+    def _shared_or_copied(self, alone: Float[Tensor, "two d_vocab"]) -> float:
+        """Where attention needs what ours does not know (sinks, biases), rows copy their prefix from now on."""
+        try:
+            return self._rows(alone)
+        except NotImplementedError:
+            if sharing(self.model) == "copied":
+                raise
+            copy_prefixes(self.model)
+            return self._rows(alone)
 
     def _padding(self, longer: Ids, alone: Float[Tensor, " d_vocab"]) -> float:
         """Two texts of unequal length in one padded batch."""

@@ -274,7 +274,9 @@ def test_memory_that_runs_out_in_other_readouts(passes: Passes, kind: str) -> No
 def test_one_row_that_does_not_fit_is_an_error_with_the_figures(passes: Passes, error: Exception) -> None:
     model = tiny_model("llama")
     passes.before = refuse_above(0, error)
-    with pytest.raises(errors.OutOfMemoryError, match=r"out of memory with one row at a time on cpu \(.*allocate") as e:
+    with pytest.raises(
+        errors.OutOfMemoryError, match=r"out of memory with one row at a time on cpu, where .* MiB are free.*allocate"
+    ) as e:
         run_cells(model, Engine(model), of_lengths(model, LENGTHS), Budget(AMPLE))
     assert str(error) in str(e.value)
     assert e.value.__cause__ is error
@@ -320,7 +322,7 @@ def test_a_reader_that_stops_leaves_the_model_as_it_was(passes: Passes) -> None:
     next(results)
     results.close()  # type: ignore[attr-defined]
     assert not any("forward" in module.__dict__ for module in model.hf.modules())
-    assert model.hf.config._attn_implementation != "patchscopes"
+    assert not model.hf.config._attn_implementation.startswith("patchscopes")
 
 
 def test_writing_ends_by_its_own_count(llama: Model) -> None:

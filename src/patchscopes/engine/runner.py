@@ -29,8 +29,13 @@ class Engine:
 
     def _run_wave(self, plan: Plan, wave: Wave) -> Iterator[Result]:
         compute = compute_of(self.model)
-        states = States(self.model, compute, wave.source_batches)
-        prompts = RunPrompts(self.model, compute, wave.prompts)
+        try:
+            states = States(self.model, compute, wave.source_batches)
+            prompts = RunPrompts(self.model, compute, wave.prompts)
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise self._refused("the wave's source states and prompts", plan, error) from error
         for group in wave.groups:
             run = GroupRun(self.model, compute, plan, group)
             while not run.done:
@@ -39,24 +44,28 @@ class Engine:
                 except (MemoryError, RuntimeError) as error:
                     if not is_out_of_memory(error):
                         raise
-                    self._halve(run, error)
+                    if not run.halve():
+                        raise self._refused("one row at a time", plan, error) from error
+                    self._release(error)
                     continue
                 yield from results
 
-    def _halve(self, run: GroupRun, error: BaseException) -> None:
-        """Go on with half as many rows at once; what had not ended begins again, with the same result."""
-        n_rows = run.n_rows
-        if not run.halve():
-            raise OutOfMemoryError(
-                f"out of memory with one row at a time on {self.model.device} ({error}); shorten the prompt or "
-                "max_new_tokens, or free memory."
-            ) from error
+    def _release(self, error: BaseException) -> None:
+        """Let go of what failed: half as many rows begin again, and come to the same results."""
         # The error's traceback holds the tensors of the pass that failed.
         error.__traceback__ = None
         gc.collect()
         if self.model.device.type == "cuda":
             torch.cuda.empty_cache()
-        assert run.n_rows < n_rows
+
+    def _refused(self, what: str, plan: Plan, error: BaseException) -> OutOfMemoryError:
+        """The error, with the figures, where not even the least of it fits."""
+        free = 2 * default_memory_bytes(self.model.device)
+        return OutOfMemoryError(
+            f"out of memory with {what} on {self.model.device}, where {free / 2**20:,.0f} MiB are free; the plan needs "
+            f"{plan.cost.peak_bytes / 2**20:,.0f} MiB beside the weights ({error}). Free memory, shorten prompts or "
+            "max_new_tokens, or give a smaller --memory."
+        )
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -71,7 +71,13 @@ def _load(folder: Path) -> ctypes.CDLL:
         if compiler is None:
             raise OSError(f"no C++ compiler found ({', '.join(COMPILERS)})")
         _compile(compiler, path)
-    library = ctypes.CDLL(str(path))
+    try:
+        library = ctypes.CDLL(str(path))
+    except OSError:  # damaged, or of another system after all: made anew, once
+        if compiler is None:
+            raise
+        _compile(compiler, path)
+        library = ctypes.CDLL(str(path))
     for name, arguments in _SIGNATURES.items():
         function = getattr(library, name)
         function.argtypes, function.restype = arguments, None

@@ -3,6 +3,7 @@
 Counted from the plan, before anything runs: texts that end early take less.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
@@ -150,7 +151,8 @@ def _group(cells: Sequence[Cell], group: Group, shape: ModelShape, kept_bytes: i
         block_tokens += (shape.n_layers - layer_of(cell)) * suffix + shape.n_layers * (steps + later)
         head_tokens += 1 + steps + later
         chosen += 1 + steps if cell.readout.kind == "text" else 0
-    starts = -(-len(cells) // group.n_started)
+    suffixes = Counter(suffix_of(cell, len(group.prefix)) for cell in cells)  # only those of one length start together
+    starts = sum(-(-count // group.n_started) for count in suffixes.values())
     longest = max(own_tokens(cell) for cell in cells)
     size = row_bytes(shape, group.capacity, 1) * (3 if answers else 1)
     return Cost(
