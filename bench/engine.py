@@ -126,7 +126,8 @@ def sample(requests: Sequence[Any], rows: Any, n_cells: int) -> list[dict[str, A
 def plain_cell(request: Any, row: Any) -> dict[str, Any]:
     """One cell: ids and places, and the tokens that the engine found (None where it scored candidates)."""
     state = request.cell.write.vectors[0]
-    came_out = list(row.token_ids) if row.token_ids else [row.top[0].token_id] if row.top else None
+    scored = row.candidate is not None
+    came_out = None if scored else list(row.token_ids) if row.token_ids else [row.top[0].token_id] if row.top else None
     return {
         "source_index": request.source_index,
         "source_ids": state.ids,
@@ -142,14 +143,24 @@ def plain_cell(request: Any, row: Any) -> dict[str, Any]:
 def agreement(model: Any, workload: Workload, requests: Sequence[Any], rows: Any, n_cells: int) -> dict[str, int]:
     """Run a random sample of the cells once more with the reference, and compare with the timed call's rows."""
     running = [request for request in requests if is_run(request)]
-    timed_rows = {row.cell: row for row in rows}
+    timed_rows = {(row.cell, row.candidate): row for row in rows}
     pairs = []
+    agreeing = 0
     for request in random.Random(SEED + 1).sample(running, min(n_cells, len(running))):
         options = {**workload.options, "source_layers": request.source_layer, "target_layers": request.target_layer}
         alone = ps.prepare(model, workload.sources[request.source_index], **options, runner="reference")
+        if workload.name == "C":  # rows as well: what is asked is compared with the prompt alone
+            scored = list(alone.results())
+            agreeing += all(
+                abs(row.logprob - timed_rows[row.cell, row.candidate].logprob) <= LOGPROB_TOLERANCE for row in scored
+            )
+            pairs.append(request)
+            continue
         results = alone.make_runner(model).run(alone.plan)
-        pairs += [(timed_rows[alone.plan.cells[result.index].identity()], result) for result in results]
-    return {"cells": len(pairs), "agreeing": sum(agree(row, result) for row, result in pairs)}
+        found = [(timed_rows[alone.plan.cells[result.index].identity(), None], result) for result in results]
+        pairs += found
+        agreeing += sum(agree(row, result) for row, result in found)
+    return {"cells": len(pairs), "agreeing": agreeing}
 
 
 def agree(row: Any, result: Any) -> bool:
