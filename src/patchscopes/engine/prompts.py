@@ -37,6 +37,7 @@ class RunPrompts:
     """The prompts of a wave, by their ids; those of one length run together, so that nothing is padded."""
 
     def __init__(self, model: Model, compute: Compute, prompts: Sequence[Prompt]) -> None:
+        self._model, self._compute = model, compute
         self._found: dict[Ids, RunPrompt] = {}
         self._shared: dict[Ids, list[SharedKeys]] = {}
         by_length: dict[int, list[Prompt]] = {}
@@ -55,7 +56,9 @@ class RunPrompts:
         if not prefix:
             return []
         if prefix not in self._shared:
-            prompt = next(prompt for ids, prompt in self._found.items() if ids[: len(prefix)] == prefix)
+            prompt = next((prompt for ids, prompt in self._found.items() if ids[: len(prefix)] == prefix), None)
+            if prompt is None:  # all that begin with it and are written were in another wave
+                ((_, prompt),) = _run(self._model, self._compute, [Prompt(prefix, 0, ())])
             self._shared[prefix] = prompt.keys_values.shared(len(prefix))
         return self._shared[prefix]
 

@@ -80,7 +80,7 @@ class _Compiler:
             write = cell.write
             known = write is None or {id(write.vectors), (id(cell.target_ids), write.site.layer)} <= seen
             new = {} if known else {key: size for key, size in self._kept(cell) if key not in seen}
-            if wave and held + sum(new.values()) > self.kept_bytes:
+            if wave and new and held + sum(new.values()) > self.kept_bytes:
                 yield self._wave(wave)
                 wave, seen, held = [], set(), 0
                 new = dict(self._kept(cell))

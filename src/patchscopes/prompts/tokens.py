@@ -66,7 +66,7 @@ def continuation(model: Model, prompt: Tokenized, answer: str, *, chat: bool, bo
     text = f"{prompt.text} {answer}"
     joined = tokenize_rendered(model, text) if chat else tokenize(model, text, bos=bos)
     n = len(prompt)
-    if joined.ids[:n] != prompt.ids or len(joined) == n:
+    if joined.ids[:n] != prompt.ids or len(joined) == n or prompt.text[-1:].isspace():
         raise CandidateError(
             f"candidate {answer!r} does not continue {prompt.text[-40:]!r}: joined with one space, the prompt's own "
             "tokens change, so its probability is not that of an answer. End the prompt without a space, in a whole "
