@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 DEFAULT_MODEL = "smollm2-135m"
 CONTROLS_HELP = "Controls beside the cells: unpatched, self, zero, random, random-state, text-only; or none alone."
 CANDIDATES_HELP = "Answers to score instead of a text: a file of one a line, or a,b,c."
-MEMORY_HELP = "Budget of one batch, such as 8GiB.  [default: half of what is free]"
+MEMORY_HELP = "What it may take beside the weights, such as 8GiB.  [default: half of what is free]"
 
 
 def model_options(command: Callable[..., Any]) -> Callable[..., Any]:
