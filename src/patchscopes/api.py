@@ -101,7 +101,7 @@ class InspectOptions(TypedDict, total=False):
     top_k: how many tokens `next-token` lists.
     n_samples, temperature: samples per cell; temperature 0 is greedy.
     bos: "auto" leaves the BOS token to the tokenizer; "always" and "never" override it.
-    memory_bytes: what the call may take beside the weights; half of what is free where None. No result depends on it (rule 9).
+    memory_bytes: what the call may take beside the weights, half of what is free where None; no result depends on it.
     run: a directory that keeps rows as they finish; the same call again does only what remains.
     """
 

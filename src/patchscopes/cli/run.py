@@ -8,7 +8,7 @@ import click
 @click.command("run")
 @click.argument("spec", type=click.Path())
 @click.option("--out", required=True, help="The run directory: it keeps rows as they finish.")
-@click.option("--memory", default=None, metavar="SIZE", help="What it may take beside the weights, such as 8GiB, before SPEC.")
+@click.option("--memory", default=None, metavar="SIZE", help="What it may take, such as 8GiB, before that of SPEC.")
 @click.option("--explain", is_flag=True, help="Say what remains to be done, and how long it takes here; run nothing.")
 def run_command(spec: str, out: str, memory: str | None, explain: bool) -> int:
     """Run the specification in SPEC (TOML, YAML or JSON); the same command again does only what remains.
