@@ -81,7 +81,7 @@ def no_repacking(_: Model) -> Iterator[None]:
 def mkl(_: Model) -> Iterator[None]:
     """Linear layers as PyTorch runs them."""
     with (
-        patch.object(linear, "linear_functions", lambda _: {}),
+        patch.object(linear, "linear_functions", lambda _, repack: {}),
         patch.object(linear, "takes", lambda _: False),
         patch.object(compute, "mlp_function", lambda *_: None),
     ):
@@ -114,7 +114,7 @@ def main() -> None:
         for repeat in range(options.repeats + 1):
             for step, undo in {**STEPS, **{f"{n} rows": at_most(n) for n in ROWS}}.items():
                 with undo(model):
-                    model._kept.pop(compute._Kept, None)
+                    model._kept.pop(compute.Compute, None)
                     prepared = ps.prepare(model, sources[: 1 if repeat == 0 else None], **workload.options)
                     seconds = timed(prepared)
                 if repeat:

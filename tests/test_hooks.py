@@ -235,11 +235,11 @@ def test_a_block_runs_no_row_that_enters_above_it(llama: Model) -> None:
         llama.all_logits(ALONE.expand(5, -1))
     with enter(llama, Entry([3, 3], stream[:2])):
         llama.all_logits(IDS)
-    with enter(llama, Entry([0, 0], None, 2)):
+    with enter(llama, Entry([0, 0], stream[:1], 1)):
         llama.all_logits(IDS)
     for handle in handles:
         handle.remove()
-    assert sizes == [1, 3, 3, 4, 2, 2, 2, 2, 2], "blocks 1 to 4; block 4 alone; all, from what the model embeds"
+    assert sizes == [1, 3, 3, 4, 2, 2, 2, 2, 2], "blocks 1 to 4; block 4 alone; all, from layer 0"
 
 
 def test_blocks_are_themselves_again_after_entering_whatever_happens(llama: Model) -> None:

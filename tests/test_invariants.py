@@ -26,7 +26,7 @@ from patchscopes.reference import Reference
 from patchscopes.resolve import CONTROLS
 from patchscopes.run import run_cells
 from patchscopes.spec import InspectionPrompt, Neutral, Noise, Row, Source, State
-from patchscopes.vectors import make_vector
+from patchscopes.vectors import make_vectors
 
 IDS = (17, 33, 60, 21, 45, 70, 19)
 EVERYWHERE = Places((0,) * len(IDS), tuple(range(len(IDS))))
@@ -347,7 +347,7 @@ def test_rule_16_random_is_keyed_by_seed_draw_source_and_layer() -> None:
     norm = reference.state(state).norm()
 
     def noise(state: State, seed: int = 0, draw: int = 0) -> torch.Tensor:
-        return make_vector(Noise(state, seed, draw), reference.state, model)
+        return make_vectors([Noise(state, seed, draw)], reference.states, model)[0]
 
     assert torch.equal(noise(state), noise(state))
     assert noise(state).norm() == pytest.approx(float(norm), rel=1e-5)
@@ -368,7 +368,7 @@ def test_rule_16_random_state_is_one_place_for_all_layers_at_the_cells_norm(llam
     assert all(position >= 1 for _, _, position in places)
     vector = next(v for _, v in vectors if isinstance(v, Neutral) and v.state.layer == 2)
     reference = Reference(llama)
-    made = make_vector(vector, reference.state, llama)
+    made = make_vectors([vector], reference.states, llama)[0]
     assert made.norm() == pytest.approx(float(reference.state(vector.like).norm()), rel=1e-5)
     assert torch.cosine_similarity(made, reference.state(vector.state), dim=0) == pytest.approx(1, abs=1e-5)
 

@@ -34,8 +34,7 @@ def rows_on(model: Model, prefix: Sequence[int], n_rows: int, capacity: int) -> 
         return rows
     rows = Rows(model, n_rows=n_rows, capacity=capacity + len(prefix))
     rows.add([len(prefix)] * n_rows)
-    for block in range(model.n_layers):
-        rows.put(block, torch.arange(n_rows), 0, keys_values, slice(0, len(prefix)))
+    rows.put(range(n_rows), 0, keys_values, slice(0, len(prefix)))
     return rows
 
 
@@ -99,8 +98,7 @@ def test_rows_that_leave_do_not_show_in_those_that_stay_or_come(family: str) -> 
     # A new row takes the place of one that has left, with what that one had still in the buffers.
     n_copied = 0 if rows.n_shared else 3
     rows.add([n_copied])
-    for block in range(model.n_layers):
-        rows.put(block, torch.tensor([2]), 0, recording(model, IDS[:3]), slice(0, n_copied))
+    rows.put([2], 0, recording(model, IDS[:3]), slice(0, n_copied))
     assert torch.allclose(run(model, rows, [(30, 31)], 2), alone(model, (*IDS[:3], 30, 31)), atol=1e-4)
 
 

@@ -1,7 +1,7 @@
 """One forward pass of rows: each from its own layer on, and what it gives is the head's input, not logits."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from patchscopes.compute import Compute
 from patchscopes.hooks import Entry, enter, replaced, returns_tuples
 from patchscopes.kv import Rows
-from patchscopes.models import Columns, Inputs, Model
+from patchscopes.models import Columns, Model
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,20 +35,13 @@ def forward(
     """Run `ids` behind what the rows of `span` have; the head's input at the last column, or at all of them."""
     model = compute.model
     returns_tuples(model)  # known before anything is replaced
-    n_columns = ids.shape[1]
-    before = rows.n_shared + rows.lengths[span.start : span.start + span.count, None]
-    inputs = Inputs(
-        ids.to(model.device),
-        mask=rows.mask(span.start, span.count, n_columns),
-        position_ids=(before + torch.arange(n_columns)).to(model.device),
-        cache=rows.cache,
-    )
-    with without_head(model) as taken, compute.installed(), rows.running(span.start, span.count, n_columns):
-        if entry is None:
-            model.forward(inputs, columns)
-        else:
-            with enter(model, entry):
-                model.forward(inputs, columns)
+    with (
+        without_head(model) as taken,
+        compute.installed(),
+        rows.running(span.start, span.count, ids.shape[1]),
+        nullcontext() if entry is None else enter(model, entry),
+    ):
+        model.forward(rows.inputs(ids), columns)
     return taken[0][:, -1:] if columns == "last" else taken[0]
 
 

@@ -87,14 +87,14 @@ def patch(model: Model, writes: Sequence[LayerWrite]) -> Iterator[None]:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """Where each row of a batch starts: row r enters at `layers[r]`, ascending, with the states `stream[r]`.
+    """Where each row of a batch starts: row r enters at `layers[r]`, ascending.
 
-    `stream` is None where rows without a write, which come first and enter at layer 0, keep what the model embeds:
-    `n_embedded` of them. Shape of `stream`: (row, column, d_model), for the rows after those.
+    The first `n_embedded`, at layer 0, keep what the model embeds; `stream` holds the states that the others enter
+    with, of shape (row, column, d_model).
     """
 
     layers: Sequence[int]
-    stream: Float[Tensor, "row column d_model"] | None
+    stream: Float[Tensor, "row column d_model"]
     n_embedded: int = 0
 
     def n_started(self, block: int) -> int:
@@ -111,9 +111,7 @@ def enter(model: Model, entry: Entry) -> Iterator[None]:
     """
     n_rows = len(entry.layers)
 
-    def started(stream: Tensor) -> Tensor | None:
-        if entry.stream is None:
-            return None
+    def started(stream: Tensor) -> Tensor:
         new = stream.clone()
         new[entry.n_embedded :] = entry.stream.to(stream)
         return new

@@ -14,7 +14,7 @@ never seen. Keys carry their rotary position, so they may be copied to any row.
 import sys
 import weakref
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -25,7 +25,7 @@ from transformers import AttentionInterface
 from transformers.cache_utils import Cache, DynamicLayer
 
 from patchscopes.compute.attention import OwnKeys, Scoring, SharedKeys, attend, kernel_runs
-from patchscopes.models import Model
+from patchscopes.models import Inputs, Model
 
 Sharing = Literal["shared", "copied"]
 INTERFACE = "patchscopes"
@@ -93,39 +93,49 @@ class Rows:
         self._lengths[self.n : self.n + len(lengths)] = torch.tensor(lengths, dtype=torch.long)
         self.n += len(lengths)
 
-    def put(self, block: int, rows: Tensor, at: int, source: KeysValues, tokens: slice) -> None:
-        """Copy `tokens` of `source` to own token `at` and on of `rows`, in block `block` (0-based)."""
-        keys, values = source.keys[block][:, tokens], source.values[block][:, tokens]
-        if not keys.shape[1] or not len(rows):
-            return
-        own_keys, own_values = self._buffer(block, keys, values)
-        end = at + keys.shape[1]
-        own_keys[rows, :, at:end], own_values[rows, :, at:end] = keys, values
+    def put(
+        self, rows: Sequence[int], at: int, source: KeysValues, tokens: slice, *, layers: Sequence[int] | None = None
+    ) -> None:
+        """Copy `tokens` of `source` to own token `at` and on of `rows`.
+
+        In every block; where `layers` are given, row k gets those of its first `layers[k]` blocks alone.
+        """
+        for block, pair in enumerate(zip(source.keys, source.values, strict=True)):
+            keys, values = (part[:, tokens] for part in pair)
+            here = [row for k, row in enumerate(rows) if layers is None or layers[k] > block]
+            if here and keys.shape[1]:
+                own_keys, own_values = self._buffer(block, keys, values)
+                end = at + keys.shape[1]
+                own_keys[here, :, at:end], own_values[here, :, at:end] = keys, values
 
     @contextmanager
     def running(self, start: int, count: int, columns: int) -> Iterator[None]:
         """While open, a forward pass runs rows start…start+count−1 on; then each has `columns` tokens more."""
         self._start, self._count = start, count
         assert self.seen + columns <= self._capacity  # the kernel would write behind its buffers
-        with _through_interface(self) if self._sharing == "shared" else _as_it_is():
+        with _through_interface(self) if self._sharing == "shared" else nullcontext():
             yield
         self._lengths[start : start + count] += columns
 
-    def mask(self, start: int, count: int, columns: int) -> Int[Tensor, "row context"] | None:
-        """The mask for the model's own attention over rows start…; None where ours needs none."""
-        if self._sharing == "shared":
-            return None
-        self._start, self._count = start, count
-        lengths = self._lengths[start : start + count]
-        mask = torch.ones(count, self.seen + columns, dtype=torch.long)
-        mask[:, : self.seen] = torch.arange(self.seen) >= self.seen - lengths[:, None]
-        return mask.to(self._model.device)
+    def inputs(self, ids: Int[Tensor, "row column"]) -> Inputs:
+        """What a pass of the rows that run is given: `ids`, behind what each of them has."""
+        device, columns = self._model.device, ids.shape[1]
+        lengths = self._running[:, None]
+        mask = None
+        if self._sharing == "copied":  # the model's own attention must be told what is padding
+            mask = torch.ones(len(ids), self.seen + columns, dtype=torch.long, device=device)
+            mask[:, : self.seen] = (torch.arange(self.seen) >= self.seen - lengths).to(device)
+        position_ids = self.n_shared + lengths + torch.arange(columns)
+        return Inputs(ids.to(device), mask, position_ids.to(device), self.cache)
+
+    @property
+    def _running(self) -> Int[Tensor, " row"]:
+        return self._lengths[self._start : self._start + self._count]
 
     @property
     def seen(self) -> int:
         """The longest own part of the rows that run."""
-        lengths = self._lengths[self._start : self._start + self._count]
-        return int(lengths.max()) if self._count else 0
+        return int(self._running.max()) if self._count else 0
 
     def keep(self, rows: Sequence[int]) -> list[int]:
         """Keep only `rows`: the last ones move into the places of those that leave. Says which row stands where now."""
@@ -229,7 +239,7 @@ class _Found:
 
 
 def sharing(model: Model) -> Sharing:
-    """How rows of this model have their prefix. Found once: the interface must be there and give the same logits."""
+    """How rows of this model have their prefix: by what its attention offers, unless `copy_prefixes` said otherwise."""
     return model.kept(_Found, _find).sharing
 
 
@@ -244,7 +254,6 @@ def _find(model: Model) -> _Found:
 
 def copy_prefixes(model: Model) -> None:
     """Have this model's rows copy their prefix from now on: the self-check found that its attention needs more."""
-    model.kept(_Found, _find)
     model.keep(_Found("copied"))
 
 
@@ -264,16 +273,8 @@ def _through_interface(rows: Rows) -> Iterator[None]:
         AttentionInterface._global_mapping.pop(name, None)
 
 
-@contextmanager
-def _as_it_is() -> Iterator[None]:
-    yield
-
-
-KNOWN = frozenset({"scaling", "softcap", "sliding_window", "dropout", "position_ids", "is_causal", "use_cache"})
-
-
 def _refuse_unknown(options: dict[str, Any], mask: Tensor | None) -> None:
     """What this attention does not know (sinks, biases) must not be left out in silence."""
-    unknown = sorted(name for name, value in options.items() if name not in KNOWN and isinstance(value, Tensor))
+    unknown = sorted(name for name, value in options.items() if isinstance(value, Tensor) and name != "position_ids")
     if unknown or mask is not None or options.get("is_causal") is False:
         raise NotImplementedError(f"attention with {', '.join(unknown) or 'a mask of its own'} cannot share a prefix")

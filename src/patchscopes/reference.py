@@ -19,7 +19,7 @@ from patchscopes.models import Model
 from patchscopes.plan import Plan
 from patchscopes.readouts import Writing, candidates_result, choose, next_token_results, top2_gap
 from patchscopes.spec import Cell, Ids, Result, State
-from patchscopes.vectors import make_vector
+from patchscopes.vectors import make_vectors
 
 
 class Reference:
@@ -54,6 +54,10 @@ class Reference:
         logprobs = torch.log_softmax(logits[len(prompt) - 1 : -1], dim=-1)
         return float(logprobs[range(len(answer)), answer].sum())
 
+    def states(self, wanted: Sequence[State]) -> Float[Tensor, "state d_model"]:
+        """The hidden states that are wanted, in float32, each from a source run of its own."""
+        return torch.stack([self.state(state).float() for state in wanted])
+
     def state(self, wanted: State) -> Float[Tensor, " d_model"]:
         """The hidden state of the source run at the wanted layer and position."""
         with capture(self.model, {wanted.layer: Places((0,), (wanted.position,))}) as states:
@@ -63,7 +67,7 @@ class Reference:
     def _writes(self, cell: Cell) -> list[LayerWrite]:
         if cell.write is None:
             return []
-        vectors = torch.stack([make_vector(vector, self.state, self.model) for vector in cell.write.vectors])
+        vectors = make_vectors(cell.write.vectors, self.states, self.model)
         places = Places((0,) * len(cell.write.positions), cell.write.positions)
         return [LayerWrite(cell.write.site.layer, places, vectors)]
 

@@ -213,7 +213,7 @@ class _Check:
 
     def _padding(self, longer: Ids, alone: Float[Tensor, " d_vocab"]) -> float:
         """Two texts of unequal length in one padded batch."""
-        layout = Layout([self.ids[: POSITION + 1], longer], LENGTH + 1, LENGTH + 1)
+        layout = Layout([self.ids[: POSITION + 1], longer])
         device = self.model.device
         inputs = Inputs(layout.ids(device), layout.mask(device), layout.position_ids(device))
         with compute_of(self.model).installed():
@@ -221,30 +221,27 @@ class _Check:
         return self._deviation(found, torch.stack([self.logits[POSITION], alone]))
 
     def _rows(self, alone: Float[Tensor, "two d_vocab"]) -> float:
-        """Three rows on one prefix that start at layers 0, half way and at the last but one; then a token more each."""
-        model, n_prefix = self.model, POSITION
+        """Rows on one prefix that start at layers 0, half way and at the last but one; then a token more each.
+
+        As many rows as columns: what a block is given by column must not be taken for what it is given by row.
+        """
+        model, n = self.model, LENGTH - POSITION
         compute, cache = compute_of(model), recording_cache(model)
-        layers = [0, model.n_layers // 2, model.n_layers - 1]
-        suffix = Places((0,) * (LENGTH - n_prefix), tuple(range(n_prefix, LENGTH)))
+        layers = sorted([0, model.n_layers // 2, model.n_layers - 1] * n)[::3]
+        suffix = Places((0,) * n, tuple(range(POSITION, LENGTH)))
         with compute.installed(), capture(model, dict.fromkeys(layers, suffix)) as states:
             model.forward(Inputs(self._tensor(self.ids), cache=cache), "last")
         prompt = recorded(cache, 0)
-        is_shared = sharing(model) == "shared"
-        shared = prompt.shared(n_prefix) if is_shared else []
-        rows = Rows(model, n_rows=3, capacity=LENGTH + 1, shared=shared)
-        rows.add([0 if is_shared else n_prefix] * 3)
-        everyone = torch.arange(3)
-        for block in range(model.n_layers):
-            rows.put(block, everyone, 0, prompt, slice(0, 0 if is_shared else n_prefix))
+        shared = prompt.shared(POSITION) if sharing(model) == "shared" else []
+        rows, n_own = Rows(model, n_rows=n, capacity=LENGTH + 1, shared=shared), 0 if shared else POSITION
+        rows.add([n_own] * n)
+        rows.put(range(n), 0, prompt, slice(POSITION - n_own, POSITION))
         entry = Entry(layers, torch.stack([states[layer].to(model.device) for layer in layers]))
-        ids = self._tensor(self.ids[n_prefix:]).expand(3, -1)
-        first = compute.head.logits(forward(compute, rows, Span(0, 3), ids, entry=entry)[:, 0])
-        for block in range(model.n_layers):
-            below = torch.tensor([row for row, layer in enumerate(layers) if layer > block], dtype=torch.long)
-            rows.put(block, below, 0 if is_shared else n_prefix, prompt, slice(n_prefix, LENGTH))
-        token = self.ids[1]
-        second = compute.head.logits(forward(compute, rows, Span(0, 3), torch.full((3, 1), token))[:, 0])
-        return max(self._deviation(torch.stack([first[row].float(), second[row].float()]), alone) for row in range(3))
+        ids = self._tensor(self.ids[POSITION:]).expand(n, -1)
+        first = compute.head.logits(forward(compute, rows, Span(0, n), ids, entry=entry)[:, 0])
+        rows.put(range(n), n_own, prompt, slice(POSITION, LENGTH), layers=layers)
+        second = compute.head.logits(forward(compute, rows, Span(0, n), torch.full((n, 1), self.ids[1]))[:, 0])
+        return self._deviation(torch.stack([first.float(), second.float()], dim=1), alone)
 
     def _noise(self, layer: int) -> Float[Tensor, " d_model"]:
         """A vector unlike any state, at the norm of the state at POSITION."""

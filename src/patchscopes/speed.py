@@ -2,6 +2,8 @@
 
 import time
 from collections.abc import Callable
+from functools import partial
+from statistics import median
 
 import torch
 
@@ -26,13 +28,13 @@ def measure_speed(model: Model, *, n_rows: int, top_k: int = 10) -> Speed:
     block_s = max(many - few, 1e-9) / (n_rows - FEW) / model.n_layers
     width = model.unembed_width
     x = torch.randn(n_rows, width, generator=torch.Generator().manual_seed(0)).to(model.device, model.dtype)
-    short, long = (_best_s(lambda n=n: _alone(model, n)) for n in (SHORT, LONG))  # type: ignore[misc]
+    short, long = (_median_s(partial(_alone, model, n_tokens)) for n_tokens in (SHORT, LONG))
     per_token = max(long - short, 0.0) / (LONG - SHORT)
     return Speed(
         pass_s=max(few - FEW * model.n_layers * block_s, 0.0),
         block_token_s=block_s,
-        token_s=_best_s(lambda: compute.head.best(x)) / n_rows,
-        distribution_s=_best_s(lambda: compute.head.distribution(x, top_k)) / n_rows,
+        token_s=_median_s(lambda: compute.head.best(x)) / n_rows,
+        distribution_s=_median_s(lambda: compute.head.distribution(x, top_k)) / n_rows,
         single_s=max(short - SHORT * per_token, 0.0),
         single_token_s=per_token,
     )
@@ -45,7 +47,7 @@ def _pass_s(model: Model, n_rows: int) -> float:
     rows = Rows(model, n_rows=n_rows, capacity=2 * (REPEATS + 2), shared=shared)
     rows.add([0] * n_rows)
     ids = torch.zeros(n_rows, 1, dtype=torch.long)
-    return _best_s(lambda: forward(compute, rows, Span(0, n_rows), ids))
+    return _median_s(lambda: forward(compute, rows, Span(0, n_rows), ids))
 
 
 @torch.no_grad()
@@ -63,7 +65,7 @@ def _alone(model: Model, n_tokens: int) -> None:
     model.forward(Inputs(ids, cache=recording_cache(model)), "last")
 
 
-def _best_s(run: Callable[[], object]) -> float:
+def _median_s(run: Callable[[], object]) -> float:
     """The middle of a few runs, after one to warm up."""
     run()
     times = []
@@ -73,4 +75,4 @@ def _best_s(run: Callable[[], object]) -> float:
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         times.append(time.perf_counter() - start)
-    return sorted(times)[len(times) // 2]
+    return median(times)

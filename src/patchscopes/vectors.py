@@ -13,30 +13,13 @@ from torch import Tensor
 
 from patchscopes.models import Model
 from patchscopes.rng import philox
-from patchscopes.spec import Neutral, Noise, State, Vector, Zero
-
-StateOf = Callable[[State], Tensor]
-
-
-def make_vector(vector: Vector, state_of: StateOf, model: Model) -> Float[Tensor, " d_model"]:
-    """The vector to write, float32; `state_of` gives the hidden state that a `State` names."""
-    match vector:
-        case State():
-            return state_of(vector).float()
-        case Zero():
-            return torch.zeros(model.d_model, device=model.device)
-        case Noise(like=like):
-            w = state_of(like).float()
-            return rescaled(torch.from_numpy(gaussian(vector, model.d_model)).to(w.device), w)
-        case Neutral(state=state, like=like):
-            w = state_of(like).float()
-            return rescaled(state_of(state).float().to(w.device), w)
+from patchscopes.spec import Neutral, Noise, State, Vector
 
 
 def make_vectors(
     vectors: Sequence[Vector], rows_of: Callable[[Sequence[State]], Tensor], model: Model
 ) -> Float[Tensor, "vector d_model"]:
-    """As `make_vector`, for many at once; `rows_of` gives the float32 states that States name, one a row."""
+    """The vectors to write, in float32; `rows_of` gives the states that States name, one a row."""
     made = torch.zeros(len(vectors), model.d_model, device=model.device)
 
     def put(kind: type, make: Callable[[list[Any]], Tensor]) -> None:
@@ -46,23 +29,18 @@ def make_vectors(
 
     def noise(found: list[Noise]) -> Tensor:
         drawn = torch.from_numpy(np.stack([gaussian(vector, model.d_model) for vector in found])).to(made)
-        return _rescaled(drawn, rows_of([vector.like for vector in found]))
+        return rescaled(drawn, rows_of([vector.like for vector in found]))
 
     put(State, rows_of)
     put(Noise, noise)
-    put(Neutral, lambda found: _rescaled(rows_of([v.state for v in found]), rows_of([v.like for v in found])))
+    put(Neutral, lambda found: rescaled(rows_of([v.state for v in found]), rows_of([v.like for v in found])))
     return made
 
 
-def _rescaled(v: Float[Tensor, "vector d_model"], like: Float[Tensor, "vector d_model"]) -> Tensor:
+def rescaled(v: Float[Tensor, "*batch d_model"], like: Float[Tensor, "*batch d_model"]) -> Tensor:
+    """`v` at the norm of `like`; as it is where it is zero."""
     norms = v.norm(dim=-1, keepdim=True)
     return torch.where(norms > 0, v * (like.norm(dim=-1, keepdim=True) / norms), v)
-
-
-def rescaled(v: Float[Tensor, " d_model"], like: Float[Tensor, " d_model"]) -> Float[Tensor, " d_model"]:
-    """`v` at the norm of `like`."""
-    norm = float(v.norm())
-    return v * (float(like.norm()) / norm) if norm > 0 else v
 
 
 def gaussian(noise: Noise, d_model: int) -> np.ndarray[tuple[int], np.dtype[np.float32]]:

@@ -80,7 +80,7 @@ def test_other_norms_are_not_taken(module: nn.Module) -> None:
 @pytest.mark.parametrize(("family", "activation"), [("llama", "silu"), ("gemma2", "gelu"), ("gemma3", "gelu")])
 def test_gated_mlps_are_found(family: str, activation: str) -> None:
     mlp = tiny_model(family).blocks[0].mlp
-    linears = linear.linear_functions(dict.fromkeys(mlp.modules(), True))  # type: ignore[union-attr]
+    linears = linear.linear_functions(mlp.modules(), repack=True)  # type: ignore[union-attr]
     function = mlp_function(mlp, linears)  # type: ignore[arg-type]
     assert function is not None
     for shape in ((2, 3, 32), (7, 1, 32)):
@@ -91,7 +91,7 @@ def test_gated_mlps_are_found(family: str, activation: str) -> None:
 
 def test_an_mlp_with_another_activation_is_not_taken() -> None:
     mlp = copy.deepcopy(tiny_model("llama").blocks[0].mlp)
-    linears = linear.linear_functions(dict.fromkeys(mlp.modules(), True))  # type: ignore[union-attr]
+    linears = linear.linear_functions(mlp.modules(), repack=True)  # type: ignore[union-attr]
     assert mlp_function(mlp, linears) is not None  # type: ignore[arg-type]
     for other in (nn.ReLU(), nn.Tanh()):
         mlp.act_fn = other  # type: ignore[union-attr]

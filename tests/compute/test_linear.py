@@ -56,7 +56,7 @@ def test_linear_and_conv1d_are_taken_and_nothing_else() -> None:
     half, wrapped = nn.Linear(24, 40).bfloat16(), Doubled(24, 40)
     others = (half, wrapped, nn.LayerNorm(24), nn.Embedding(5, 24), nn.Conv1d(24, 40, 1))
     with torch.no_grad():
-        found = linear.linear_functions(dict.fromkeys((plain, without, transposed, *others), True))
+        found = linear.linear_functions((plain, without, transposed, *others), repack=True)
         assert set(found) == {plain, without, transposed}
         for module, d_in in ((plain, 24), (without, 40), (transposed, 24)):
             x = drawn(2, 3, d_in, seed=5)
@@ -69,7 +69,7 @@ def test_a_linear_whose_own_forward_does_more_is_left_alone() -> None:
     original = patched.forward
     patched.forward = lambda x: original(x) + 1  # type: ignore[method-assign]
     with torch.no_grad():
-        assert linear.linear_functions({patched: True}) == {}
+        assert linear.linear_functions([patched], repack=True) == {}
 
 
 def test_packing_keeps_no_gradient_and_no_hold_on_the_module() -> None:

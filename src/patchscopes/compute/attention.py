@@ -111,11 +111,7 @@ def _plain(new: tuple[Tensor, Tensor, Tensor], shared: SharedKeys, own: OwnKeys,
     own.keys[lines, :, at] = k.transpose(1, 2).to(own.keys.dtype)
     own.values[lines, :, at] = v.transpose(1, 2).to(own.values.dtype)
     n_own = int(own.lengths.max()) + columns
-    q = (
-        q.view(rows, kv_heads, heads // kv_heads, columns, d)
-        if q.is_contiguous()
-        else q.reshape(rows, kv_heads, heads // kv_heads, columns, d)
-    )
+    q = q.reshape(rows, kv_heads, heads // kv_heads, columns, d)
     own_keys, own_values = own.keys[:, :, :n_own], own.values[:, :, :n_own]
     scores = (
         torch.cat(

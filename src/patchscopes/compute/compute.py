@@ -38,17 +38,13 @@ class Compute:
             yield
 
 
-@dataclass
-class _Kept:
-    compute: Compute
-
-
 def compute_of(model: Model) -> Compute:
     """The model's Compute, made at first use (0.2 s for 135M parameters) and again where weights have changed."""
-    kept = model.kept(_Kept, lambda model: _Kept(_make(model)))
-    if kept.compute.stamp != _stamp(model):
-        kept.compute = _make(model)
-    return kept.compute
+    compute = model.kept(Compute, _make)
+    if compute.stamp != _stamp(model):
+        compute = _make(model)
+        model.keep(compute)
+    return compute
 
 
 def _stamp(model: Model) -> tuple[tuple[int, int], ...]:
@@ -64,7 +60,7 @@ def _make(model: Model) -> Compute:
     weights = sum(p.numel() * p.element_size() for p in model.hf.parameters())
     repack = linear.room_to_repack(weights)
     parts = [part for block in model.blocks for part in block.modules()]
-    linears = linear.linear_functions(dict.fromkeys(parts, repack))
+    linears = linear.linear_functions(parts, repack=repack)
     forwards: dict[nn.Module, Callable[[Tensor], Tensor]] = dict(linears)
     rotary: list[Any] = []
     if kernels.native().library is not None:

@@ -5,7 +5,7 @@ round to float32 and no lower. Repacked weights are a second copy: where memory 
 percent slower.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable
 
 import psutil
 import torch
@@ -35,7 +35,7 @@ def takes(weight: Tensor) -> bool:
 
 
 def pack(weight: Tensor, bias: Tensor | None, *, repack: bool) -> LinearFunction:
-    """X ↦ x·weightᵀ + bias; `weight` has shape (out, in)."""
+    """The function x ↦ x·weightᵀ + bias; `weight` has shape (out, in)."""
     weight = weight.detach()
     ready = torch.ops.mkldnn._reorder_linear_weight(weight, PACKED_FOR_ROWS) if repack else weight.contiguous()
     run = torch.ops.mkldnn._linear_pointwise.default
@@ -48,19 +48,15 @@ def pack(weight: Tensor, bias: Tensor | None, *, repack: bool) -> LinearFunction
     return linear
 
 
-def linear_functions(modules: Mapping[nn.Module, bool]) -> dict[nn.Module, LinearFunction]:
-    """A function for each Linear and Conv1D of `modules` that can be packed and agrees with its own module.
-
-    The value says whether to repack.
-    """
+def linear_functions(modules: Iterable[nn.Module], *, repack: bool) -> dict[nn.Module, LinearFunction]:
+    """A function for each Linear and Conv1D of `modules` that can be packed and agrees with its own module."""
     found = {}
-    for module, repack in modules.items():
+    for module in modules:
         matrix = matrix_of(module)
         if matrix is None or not takes(matrix.weight):
             continue
-        weight = matrix.weight
-        function = pack(weight, matrix.bias, repack=repack)
-        if agrees(module, function, weight.shape[1]):
+        function = pack(matrix.weight, matrix.bias, repack=repack)
+        if agrees(module, function, matrix.weight.shape[1]):
             found[module] = function
     return found
 

@@ -1,9 +1,10 @@
 """The engine: a Runner that computes whatever cells share once, and the rest in batches.
 
-capture   one pass per source prompt, for all its layers and positions
-prefix    the inspection prompt up to the placeholder, once
-prefill   the rest of the prompt, a row per cell, each row written at its own layer
-decode    all rows together, with a KV cache
+states       one pass per source prompt, for all its layers and positions
+prompts      each inspection prompt once, as it is
+start        a row per cell, from its own ℓ* on, with the write made
+group        rows decode together; as some end, others take their places
+candidates   given answers behind the rows, scored
 """
 
 from patchscopes.engine.runner import Engine, default_memory_bytes

@@ -2,6 +2,8 @@
 
 from collections import deque
 from collections.abc import Iterator, Sequence
+from itertools import groupby, islice
+from operator import itemgetter
 
 import torch
 from jaxtyping import Float
@@ -26,7 +28,7 @@ DRAWN_AT_ONCE = 64
 
 
 class GroupRun:
-    """Runs the cells of one group; `pending` are those that have not given their result yet, in order."""
+    """Runs the cells of one group."""
 
     def __init__(self, model: Model, compute: Compute, plan: Plan, group: Group) -> None:
         self._model, self._compute, self._plan, self._group = model, compute, plan, group
@@ -62,35 +64,26 @@ class GroupRun:
 
     def _start(self, at_most: int, states: States, prompts: RunPrompts) -> Iterator[Result]:
         indices = self._next(at_most)
-        try:
-            cells = [self._plan.cells[index] for index in indices]
-            kind = cells[0].readout.kind
-            if self._rows is None or kind != "text":
-                self._rows = Rows(
-                    self._model,
-                    n_rows=self.n_rows if kind == "text" else len(cells),
-                    capacity=self._group.capacity,
-                    shared=prompts.shared(self._group.prefix),
-                )
-            rows = self._rows
-            x = start_rows(self._compute, rows, cells, states, prompts)
-            found = self._read(rows, cells, indices, x)
-        except BaseException:
-            self._queue.extendleft(reversed(indices))
-            raise
+        cells = [self._plan.cells[index] for index in indices]
+        kind = cells[0].readout.kind
+        if self._rows is None or kind != "text":
+            self._rows = Rows(
+                self._model,
+                n_rows=self.n_rows if kind == "text" else len(cells),
+                capacity=self._group.capacity,
+                shared=prompts.shared(self._group.prefix),
+            )
+        x = start_rows(self._compute, self._rows, cells, states, prompts)
+        found = self._read(self._rows, cells, indices, x)
+        for _ in indices:  # only now: where memory ran out, they are still to be started
+            self._queue.popleft()
         yield from found
 
     def _next(self, at_most: int) -> list[int]:
         """The next cells of the queue, of one length of suffix."""
-        indices: list[int] = []
-        suffix = 0
-        while self._queue and len(indices) < at_most:
-            length = suffix_of(self._plan.cells[self._queue[0]], len(self._group.prefix))
-            if indices and length != suffix:
-                break
-            suffix = length
-            indices.append(self._queue.popleft())
-        return indices
+        lengths = ((index, suffix_of(self._plan.cells[index], len(self._group.prefix))) for index in self._queue)
+        _, same = next(groupby(lengths, key=itemgetter(1)))
+        return [index for index, _ in islice(same, at_most)]
 
     def _read(
         self, rows: Rows, cells: Sequence[Cell], indices: Sequence[int], x: Float[Tensor, "row d_head_in"]

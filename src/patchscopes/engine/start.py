@@ -1,6 +1,6 @@
 """Rows begin: each at its own layer ℓ*, from its prompt's states there with the write made, one pass for all."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from jaxtyping import Float
@@ -12,7 +12,6 @@ from patchscopes.engine.states import States
 from patchscopes.forward import Span, forward
 from patchscopes.hooks import Entry
 from patchscopes.kv import Rows
-from patchscopes.models import Model
 from patchscopes.plan import layer_of, suffix_of
 from patchscopes.spec import Cell, Ids, Vector
 
@@ -30,35 +29,30 @@ def start_rows(
     lengths = [len(cell.target_ids) - suffix - rows.n_shared for cell in cells]
     rows.add(lengths)
     written = [cell for cell in cells if cell.write is not None]
-    first_written = span.start + len(cells) - len(written)
-    for ids, members in _by_prompt(written).items():
-        n_copied = len(ids) - suffix - rows.n_shared
-        if n_copied:
-            whole = torch.tensor([first_written + k for k in members])
-            for block in range(compute.model.n_layers):
-                rows.put(block, whole, 0, prompts[ids].keys_values, slice(rows.n_shared, rows.n_shared + n_copied))
+    first = span.start + len(cells) - len(written)
+    begun = list(_by_prompt(written, first))
+    for ids, members, _ in begun:
+        rows.put(members, 0, prompts[ids].keys_values, slice(rows.n_shared, len(ids) - suffix))
     entry = None
     if written:
-        layers = [layer_of(cell) for cell in cells]
         stream = _written_states(written, suffix, states, prompts)
-        entry = Entry(layers, stream, len(cells) - len(written))
-    ids_run = torch.tensor([cell.target_ids[-suffix:] for cell in cells])
-    x = forward(compute, rows, span, ids_run, entry=entry)
-    if own_follow(cells):
-        _fill_below(compute.model, rows, written, first_written, suffix, prompts)
+        entry = Entry([layer_of(cell) for cell in cells], stream, len(cells) - len(written))
+    x = forward(compute, rows, span, torch.tensor([cell.target_ids[-suffix:] for cell in cells]), entry=entry)
+    if cells[0].readout.kind != "next-token":
+        # More is run behind the prompts. In the blocks that a row did not run, its keys and values are its prompt's.
+        for ids, members, layers in begun:
+            own, end = slice(len(ids) - suffix, len(ids)), len(ids) - suffix - rows.n_shared
+            rows.put(members, end, prompts[ids].keys_values, own, layers=layers)
     return x[:, 0]
 
 
-def own_follow(cells: Sequence[Cell]) -> bool:
-    """Whether anything is run behind the prompts of these cells."""
-    return cells[0].readout.kind != "next-token"
-
-
-def _by_prompt(cells: Sequence[Cell]) -> dict[Ids, list[int]]:
+def _by_prompt(cells: Sequence[Cell], first: int) -> Iterator[tuple[Ids, list[int], list[int]]]:
+    """Of each prompt its ids, its rows, counted from `first` on, and their ℓ*."""
     found: dict[Ids, list[int]] = {}
     for k, cell in enumerate(cells):
         found.setdefault(cell.target_ids, []).append(k)
-    return found
+    for ids, members in found.items():
+        yield ids, [first + k for k in members], [layer_of(cells[k]) for k in members]
 
 
 def _written_states(
@@ -76,14 +70,3 @@ def _written_states(
     lines, columns = torch.tensor(places, device=found.device).unbind(1)
     found[lines, columns] = states.vectors(vectors).to(found)
     return found
-
-
-def _fill_below(model: Model, rows: Rows, cells: Sequence[Cell], first: int, suffix: int, prompts: RunPrompts) -> None:
-    """In the blocks that a row did not run, its keys and values are its prompt's."""
-    for ids, members in _by_prompt(cells).items():
-        n_own = len(ids) - rows.n_shared
-        for block in range(model.n_layers):
-            below = [first + k for k in members if layer_of(cells[k]) > block]
-            if below:
-                source = prompts[ids].keys_values
-                rows.put(block, torch.tensor(below), n_own - suffix, source, slice(len(ids) - suffix, len(ids)))

@@ -38,8 +38,7 @@ class States:
         return self._matrix.index_select(0, index)
 
     def _capture(self, batch: Sequence[SourcePass]) -> Iterable[Tensor]:
-        width = max(len(source.ids) for source in batch)
-        layout = Layout([source.ids for source in batch], width, width)
+        layout = Layout([source.ids for source in batch])
         by_layer: dict[int, list[tuple[State, int, int]]] = {}
         for row, source in enumerate(batch):
             for state in source.states:

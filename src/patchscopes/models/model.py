@@ -162,20 +162,9 @@ class Model:
         }
 
     @torch.no_grad()
-    def next_logits(
-        self,
-        ids: Int[Tensor, "row column"],
-        *,
-        mask: Int[Tensor, "row context"] | None = None,
-        position_ids: Int[Tensor, "row column"] | None = None,
-        cache: object | None = None,
-    ) -> Float[Tensor, "row d_vocab"]:
-        """Run the model's own forward and return the logits after the last column, in float32 (rule 13).
-
-        `mask` covers what is cached and what is run; padding stands on the left.
-        """
-        inputs = Inputs(ids, mask, position_ids, cache)
-        return self.forward(inputs, "last")[:, -1].float()
+    def next_logits(self, ids: Int[Tensor, "row column"]) -> Float[Tensor, "row d_vocab"]:
+        """Run the model's own forward on unpadded `ids`; the logits after the last column, in float32 (rule 13)."""
+        return self.forward(Inputs(ids), "last")[:, -1].float()
 
     @torch.no_grad()
     def all_logits(self, ids: Int[Tensor, "row column"]) -> Float[Tensor, "row column d_vocab"]:
