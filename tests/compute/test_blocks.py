@@ -223,3 +223,17 @@ def test_other_dtypes_run_by_their_own_modules(own: Model) -> None:
     compute = compute_of(half)
     assert (compute.forwards, compute.rotary) == ({}, [])
     assert torch.equal(installed_logits(half), half.all_logits(IDS))
+
+
+def test_rotary_is_the_original_again_however_runs_end() -> None:
+    """Two models of one family may run at once, and the first to begin may be the first to end."""
+    model = tiny_model("llama")
+    places = rotary_places(model.blocks)
+    assert places
+    before = [place.apply_rotary_pos_emb for place in places]
+    one, other = rotary_installed(places), rotary_installed(places)
+    one.__enter__()
+    other.__enter__()
+    one.__exit__(None, None, None)
+    other.__exit__(None, None, None)
+    assert [place.apply_rotary_pos_emb for place in places] == before

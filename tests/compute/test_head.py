@@ -158,3 +158,15 @@ def test_nothing_that_is_read_keeps_a_graph() -> None:
         assert not any(part.requires_grad for part in (*read, one.logprobs(x, torch.zeros(3, 1, dtype=torch.long))))
     finally:
         weight.requires_grad_(False)
+
+
+def test_an_infinite_logit_is_finite_under_a_soft_cap_as_the_model_has_it() -> None:
+    """The reference looks at logits after the cap; so must greedy decoding in chunks (rule 9)."""
+    model = tiny_model("gemma2")
+    read = Head(model, repack=False)
+    logits = torch.tensor([[0.5, math.inf, 3.0], [0.5, math.nan, 3.0]])
+    read._chunks = [(0, lambda _: logits)]
+    best = read.best(torch.zeros(2, model.unembed_width))
+    assert int(best.tokens[0]) == 1
+    assert float(best.logits[0]) == pytest.approx(float(model.scaled_logits(logits)[0].max()))
+    assert best.logits[1].isnan()

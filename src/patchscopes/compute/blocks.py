@@ -81,15 +81,24 @@ def _turns_halves(original: Callable[..., Any]) -> bool:
 
 @contextmanager
 def rotary_installed(places: list[Any]) -> Iterator[None]:
-    """While open, the rotary embedding of `places` runs by the kernel where its input allows."""
-    before = [getattr(place, ROTARY) for place in places]
+    """While open, the rotary embedding of `places` runs by the kernel where its input allows.
+
+    A place belongs to all models of a family, of which two may run at once: whoever comes second replaces the original
+    too, not what the first put there, so that the original is what stays.
+    """
+    originals = [_original(getattr(place, ROTARY)) for place in places]
     try:
-        for place, original in zip(places, before, strict=True):
+        for place, original in zip(places, originals, strict=True):
             setattr(place, ROTARY, _rotary_over(original))
         yield
     finally:
-        for place, original in zip(places, before, strict=True):
+        for place, original in zip(places, originals, strict=True):
             setattr(place, ROTARY, original)
+
+
+def _original(rotary: Callable[..., Any]) -> Callable[..., Any]:
+    original: Callable[..., Any] = getattr(rotary, "original", rotary)
+    return original
 
 
 def _rotary_over(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -98,6 +107,7 @@ def _rotary_over(original: Callable[..., Any]) -> Callable[..., Any]:
             return original(q, k, cos, sin, *rest, **options)
         return _rotated(q, cos, sin), _rotated(k, cos, sin)
 
+    rotate.original = original  # type: ignore[attr-defined]
     return rotate
 
 

@@ -57,11 +57,11 @@ class Head:
 
     @torch.no_grad()
     def best(self, x: Float[Tensor, "row d_head_in"]) -> Best:
-        """The most likely token of each row. Scale and softcap keep the order, so they are left out."""
+        """The most likely token of each row. Scale and softcap keep the order, so only the largest logit needs them."""
         top = kernels.Top.none(x.shape[0], 1, x.device)
         for start, chunk in self._chunks:
             top = kernels.top_k(chunk(x), start, top)
-        return Best(top.values[:, 0], top.indices[:, 0])
+        return Best(self._model.scaled_logits(top.values[:, 0]), top.indices[:, 0])
 
     @torch.no_grad()
     def logits(self, x: Float[Tensor, "row d_head_in"]) -> Float[Tensor, "row d_vocab"]:
