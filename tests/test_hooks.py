@@ -16,7 +16,17 @@ IDS = torch.tensor([[17, 33, 60, 21], [80, 41, 27, 50]])
 
 
 def n_hooks(model: Model) -> int:
-    return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.hf.modules())
+    """Hooks of ours that are registered: transformers leaves some of its own, once it was asked for hidden states."""
+    registered = [
+        hook for m in model.hf.modules() for hook in (*m._forward_hooks.values(), *m._forward_pre_hooks.values())
+    ]
+    return sum(hook.__module__ == "patchscopes.hooks" for hook in registered)
+
+
+def test_a_hook_that_stays_would_be_counted(llama: Model) -> None:
+    with patch(llama, [write(2, (0,), (1,), 1.0)]), capture(llama, {1: Places((0,), (1,)), 0: Places((0,), (0,))}):
+        assert n_hooks(llama) == 3
+    assert n_hooks(llama) == 0
 
 
 def write(layer: int, rows: tuple[int, ...], columns: tuple[int, ...], value: float) -> LayerWrite:
