@@ -48,6 +48,14 @@ def test_the_ids_of_a_candidate_are_those_behind_the_prompt_and_one_space(llama:
     assert len(both) == 2
 
 
+@pytest.mark.parametrize("space", [" ", "\n"])
+def test_a_prompt_that_ends_in_a_space_is_refused_even_where_its_tokens_stay(llama: Model, space: str) -> None:
+    prompt = tokenize(llama, f"the cat is{space}")
+    assert tokenize(llama, f"{prompt.text} hello").ids[: len(prompt)] == prompt.ids
+    with pytest.raises(errors.CandidateError, match="End the prompt without a space"):
+        continuation(llama, prompt, "hello", chat=False)
+
+
 @pytest.mark.parametrize("kind", sorted(MAKERS))
 def test_prompt_and_candidate_are_the_joined_text_for_every_tokenizer(kind: str) -> None:
     model = model_with(kind)
