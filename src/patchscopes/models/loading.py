@@ -23,7 +23,7 @@ from patchscopes.errors import (
     UnsupportedModelError,
 )
 from patchscopes.models.architectures import find_architecture, refuse_unsupported
-from patchscopes.models.folders import is_converted, manifest_of, verify_files
+from patchscopes.models.folders import hash_file, is_converted, manifest_of, verify_files
 from patchscopes.models.gguf import gguf_folder
 from patchscopes.models.hub import HubPlace, locate, not_known
 from patchscopes.models.model import Model, hash_tensors
@@ -235,8 +235,7 @@ def _hash_of(folder: Path) -> str:
         return f"sha256:{manifest_of(folder)['weights_sha256']}"
     digest = hashlib.sha256()
     for path in sorted(folder.glob("*.safetensors")):
-        with path.open("rb") as file:
-            digest.update(f"{path.name}|{hashlib.file_digest(file, 'sha256').hexdigest()}|".encode())
+        digest.update(f"{path.name}|{hash_file(path)}|".encode())
     return f"sha256:{digest.hexdigest()}"
 
 
