@@ -195,6 +195,9 @@ OUT = [
     torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
     MemoryError("Unable to allocate 3.00 GiB"),
     RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 4194304 bytes."),
+    RuntimeError("could not create a primitive"),
+    RuntimeError("could not execute a primitive"),
+    RuntimeError("could not create a memory object"),
 ]
 
 
@@ -206,7 +209,7 @@ def refuse_above(k: int, error: Exception) -> Callable[[str, int], None]:
     return before
 
 
-@pytest.mark.parametrize(("most", "error"), [(1, OUT[0]), (2, OUT[1]), (5, OUT[2]), (1, OUT[3])])
+@pytest.mark.parametrize(("most", "error"), [(1, OUT[0]), (2, OUT[1]), (5, OUT[2]), (1, OUT[3]), (2, OUT[4])])
 def test_where_memory_runs_out_rows_are_halved_until_they_fit(passes: Passes, error: Exception, most: int) -> None:
     model = tiny_model("llama")
     cells = of_lengths(model, LENGTHS)
@@ -275,7 +278,7 @@ def test_one_row_that_does_not_fit_is_an_error_with_the_figures(passes: Passes, 
     model = tiny_model("llama")
     passes.before = refuse_above(0, error)
     with pytest.raises(
-        errors.OutOfMemoryError, match=r"out of memory with one row at a time on cpu, where .* MiB are free.*allocate"
+        errors.OutOfMemoryError, match=r"out of memory with one row at a time on cpu, where .* MiB are free"
     ) as e:
         run_cells(model, Engine(model), of_lengths(model, LENGTHS), Budget(AMPLE))
     assert str(error) in str(e.value)

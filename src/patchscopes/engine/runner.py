@@ -15,6 +15,16 @@ from patchscopes.models import Model
 from patchscopes.plan import Plan, Wave
 from patchscopes.spec import Result
 
+# What torch's allocator says, and oneDNN, which tells no reason: a product that it has planned can fail for little else.
+OUT_OF_MEMORY = (
+    "DefaultCPUAllocator",
+    "not enough memory",
+    "can't allocate memory",
+    "could not create a primitive",
+    "could not execute a primitive",
+    "could not create a memory object",
+)
+
 
 class Engine:
     """Runs a Plan in batches. Its tokens are those of the reference runner (rule 9)."""
@@ -72,9 +82,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether `error` says that memory ran out, on any device."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
-    return isinstance(error, RuntimeError) and any(
-        sign in str(error) for sign in ("DefaultCPUAllocator", "not enough memory", "can't allocate memory")
-    )
+    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in OUT_OF_MEMORY)
 
 
 def default_memory_bytes(device: torch.device) -> int:
