@@ -27,7 +27,7 @@ def _relation(relation: Relation) -> Iterator[str]:
     if not (relation.subject_kind and relation.object_kind):
         yield "no kinds"
     for text in (relation.carrier, *relation.contexts, *relation.prompt_templates, relation.question):
-        if matches(text.replace("{}", " "), answers):
+        if matches(text, answers):
             yield f"{text!r} names an answer"
     for fact in relation.facts:
         if fact.leaks:

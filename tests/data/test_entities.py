@@ -68,6 +68,11 @@ def test_left_out_whole(tmp_path: Path, bad: dict[str, object], reason: str) -> 
     assert len(data.items) + len(data.excluded) == data.n_read == 3
 
 
+def test_the_first_reason_counts(tmp_path: Path) -> None:
+    data = load(tmp_path, entity(tier=7), entity(tier=8), GOOD)
+    assert data.counts() == {"name given twice with different entries": 2}
+
+
 def test_a_keyword_in_the_name_goes_alone_where_others_remain(tmp_path: Path) -> None:
     data = load(tmp_path, entity(keywords=["PALEY", "Pale", ""]))
     assert data.items[0].keywords == ("Pale",)

@@ -128,6 +128,12 @@ def test_empty_subject_or_object(tmp_path: Path, bad: dict[str, object]) -> None
     assert data.n_read == 3
 
 
+def test_the_first_reason_counts(tmp_path: Path) -> None:
+    checked = [sample("Io", "Mars", second=[]), sample("Io", "Jupiter", second=["Jupiter"])]
+    data = load(tmp_path, *checked, sample("Titan", "Saturn", second=["Saturn"]))
+    assert data.counts() == {"subject given twice with different answers": 2}
+
+
 def test_an_empty_alias_is_left_out_alone(tmp_path: Path) -> None:
     data = load(tmp_path, sample("Phobos", "Mars", aliases=["", "Ares"]))
     assert data.items[0].facts[0].aliases == ("Ares",)
@@ -144,10 +150,11 @@ def test_an_empty_alias_is_left_out_alone(tmp_path: Path) -> None:
         ("Russia", "Moscow", ["US"], False),
         ("Moon of Ares", "Mars", ["Ares"], True),
         ("Phobos", "The Planet", [], True),
+        ("Phobos", "of moons", [], False),
     ],
 )
 def test_leaks(tmp_path: Path, subject: str, answer: str, aliases: list[str], leaks: bool) -> None:
-    data = load(tmp_path, sample(subject, answer, aliases=aliases), prompt_templates=["The planet of {}"])
+    data = load(tmp_path, sample(subject, answer, aliases=aliases), prompt_templates=["The planet of {} moons"])
     assert data.items[0].facts[0].leaks is leaks
 
 

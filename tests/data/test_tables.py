@@ -45,6 +45,12 @@ def test_a_subject_with_two_answers_is_left_out(tmp_path: Path) -> None:
     assert data.n_read == 3
 
 
+def test_each_row_without_subject_or_object_is_counted(tmp_path: Path) -> None:
+    rows = [("Io", "", TARGET, ""), ("Io", "", TARGET, ""), ("", "Mars", TARGET, ""), ("Titan", "Saturn", TARGET, "")]
+    data = load_relations(write_table(tmp_path / "moons.tsv", *rows))
+    assert (data.n_read, data.counts()) == (4, {"subject or object is empty": 3})
+
+
 @pytest.mark.parametrize(
     ("target", "template"),
     [
@@ -77,11 +83,11 @@ def test_escaped_and_quoted_text(tmp_path: Path) -> None:
 def test_rows_that_are_cut_off_are_counted(tmp_path: Path) -> None:
     path = write_table(tmp_path / "moons.tsv", ("Phobos", "Mars", TARGET, ""))
     with path.open("a") as file:
-        file.write("1\t1\tThe planet of x\t-1\tJup\n\n2\t" * 2)
+        file.write("1\t1\tThe planet of x\t-1\tJup\n\n2\t" * 2 + "\n" + "\t".join("123456789"))
     data = load_relations(path)
-    assert data.counts() == {"row does not have the columns of the header": 3}
+    assert data.counts() == {"row does not have the columns of the header": 4}
     assert [exclusion.item for exclusion in data.excluded][:2] == ["moons: line 3", "moons: line 5"]
-    assert data.n_read == 4
+    assert data.n_read == 5
 
 
 def test_missing_columns(tmp_path: Path) -> None:

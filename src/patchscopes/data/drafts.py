@@ -104,5 +104,5 @@ def _zero_shot(entry: Entry, samples: tuple[Sample, ...]) -> tuple[list[str], li
     """LRE's zero-shot templates that are not among the others: those to take, and those that name an object."""
     templates, objects = entry.texts("prompt_templates"), seen([sample.object for sample in samples])
     new = [text for text in entry.texts("prompt_templates_zs") if text not in templates]
-    naming = [text for text in new if templates and matches(text.replace("{}", " "), objects)]
+    naming = [text for text in new if templates and matches(text, objects)]
     return [text for text in new if text not in naming], naming

@@ -131,5 +131,5 @@ def _leaks(subject: str, answers: tuple[str, ...], templates: tuple[str, ...]) -
         fold(answers[0]) in fold(subject)
         or matches(subject, answers)
         or matches(answers[0], [subject])
-        or any(matches(template.replace("{}", " "), answers) for template in templates)
+        or any(matches(template, answers) for template in templates)
     )
