@@ -7,6 +7,7 @@ PatchscopesError                what the user can mend: exit code 2 on the comma
 │   ├── PlaceholderError        "{}" absent, or not exactly one token
 │   ├── PromptError             no such library prompt, or one that this model cannot use
 │   ├── SourceError             an empty or unreadable source
+│   ├── DataError               a data set that cannot be read, or has nothing that can be used
 │   ├── CandidateError          an answer that does not continue the inspection prompt
 │   ├── ContextLengthError      prompt plus new tokens beyond the model's context
 │   ├── OptionError             an option with a value that it cannot take
@@ -28,6 +29,7 @@ PatchscopesError                what the user can mend: exit code 2 on the comma
 __all__ = [
     "CandidateError",
     "ContextLengthError",
+    "DataError",
     "DeviceError",
     "LayerError",
     "ModelError",
@@ -79,6 +81,10 @@ class PromptError(SpecError):
 
 class SourceError(SpecError):
     """A source that is empty or cannot be read."""
+
+
+class DataError(SpecError):
+    """A data set that cannot be read, or in which nothing can be used (docs/data.md)."""
 
 
 class CandidateError(SpecError):
