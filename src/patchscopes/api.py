@@ -4,6 +4,7 @@ import inspect as pyinspect
 import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 from types import MappingProxyType
@@ -89,12 +90,13 @@ class InspectOptions(TypedDict, total=False):
     target_layers: ℓ*, where they are written: "same" pairs (ℓ, ℓ); anything else gives the product.
     readout: "text" generates; "next-token" reads the next token's distribution; "candidates" scores given answers. By
         default "candidates" where some are given, else "text".
-    candidates: answers to score, a row each; each joins the prompt with one space.
+    candidates: answers to score, a row each; each joins the prompt with one space. A source's own go before them.
     max_new_tokens: length of a text, in tokens.
     stop: strings that end a text and are cut off it.
     expect: accepted answers; rows then say whether the text matches.
-    controls: which of unpatched, self, zero, random, random-state, text-only to run beside; () for none.
-    draws: how many draws of `random` and `random-state` per cell.
+    controls: which of unpatched, self, zero, random, random-state, shuffled, mean, text-only, phrase-only to run
+        beside; () for none. `shuffled` and `mean` write states of the call's other sources (see `Source.item`, `kind`).
+    draws: how many draws of `random`, `random-state` and `shuffled` per cell.
     runner: "engine" (fast) or "reference" (one cell at a time); they give the same tokens.
     placeholder: the word that stands at `{}`; one token.
     seed: of controls and samples.
@@ -175,11 +177,13 @@ def prepare(
     if not isinstance(model, Model):
         raise OptionError(f"the first argument is a model from load(), not a {type(model).__name__}: {model!r}.")
     answers = tuple(candidate.strip() for candidate in _strings(candidates))
-    readout = readout or ("candidates" if answers else "text")
+    given = tuple(_source(text) for text in _several(sources))
+    scored = bool(answers) or any(source.candidates for source in given)
+    readout = readout or ("candidates" if scored else "text")
     _check_choices(readout=(readout, get_args(ReadoutKind)), runner=(runner, RUNNERS), bos=(bos, BOS_CHOICES))
     same = isinstance(target_layers, str) and target_layers == "same"
     sweep = Sweep(
-        sources=tuple(_source(text) for text in _several(sources)),
+        sources=given,
         prompts=tuple(find_prompt(value, placeholder=placeholder) for value in _several(prompt)),
         source_layers=parse_layers(source_layers, model.n_layers),
         target_layers=None if same else parse_layers(target_layers, model.n_layers),
@@ -229,7 +233,11 @@ def _several(value: Any) -> list[Any]:
 
 def _source(value: str | Source) -> Source:
     if isinstance(value, Source) and isinstance(value.text, str):
-        return Source(value.text, at=value.at, expect=_strings(value.expect))
+        for name, word in (("item", value.item), ("kind", value.kind)):
+            if not isinstance(word, str | None):
+                raise OptionError(f"the {name} of a source is a text or None, not a {type(word).__name__}: {word!r}.")
+        candidates = tuple(candidate.strip() for candidate in _strings(value.candidates))
+        return replace(value, expect=_strings(value.expect), candidates=candidates)
     if not isinstance(value, str):
         raise OptionError(f"a source is a text or a Source, not a {type(value).__name__}: {value!r}.")
     return Source(value)

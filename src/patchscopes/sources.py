@@ -8,7 +8,7 @@ from typing import Any
 from patchscopes.errors import SourceError
 from patchscopes.spec import Source
 
-KEYS = {"text", "at", "expect"}
+KEYS = ("text", "at", "expect", "item", "kind", "candidates")
 
 
 def read_sources(arguments: tuple[str, ...], file: str | None) -> list[Source]:
@@ -28,19 +28,35 @@ def read_sources_file(file: str) -> list[Source]:
 
 
 def source_from(entry: Any, where: str) -> Source:
-    """A source from a JSON object with text, at and expect; raises SourceError, which begins with `where`."""
+    """A source from a JSON object whose keys are KEYS; raises SourceError, which begins with `where`."""
     shown = json.dumps(entry, ensure_ascii=False, default=repr)[:80]
     if not isinstance(entry, dict) or not isinstance(entry.get("text"), str):
         raise SourceError(f'{where} needs a "text", as in {{"text": "I went to Spain", "at": "Spain"}}: {shown}')
-    if unknown := sorted(map(str, set(entry) - KEYS)):
-        raise SourceError(f"{where} has unknown keys {', '.join(unknown)}; the keys are text, at and expect.")
-    at, expect = entry.get("at"), entry.get("expect", [])
-    expect = [expect] if isinstance(expect, str) else expect
+    if unknown := sorted(map(str, set(entry) - set(KEYS))):
+        known = f"{', '.join(KEYS[:-1])} and {KEYS[-1]}"
+        raise SourceError(f"{where} has unknown keys {', '.join(unknown)}; the keys are {known}.")
+    at = entry.get("at")
     if not (at is None or isinstance(at, str | int)) or isinstance(at, bool):
         raise SourceError(f'{where}: "at" must be a text or a whole number, not {at!r}.')
-    if not isinstance(expect, list) or not all(isinstance(answer, str) for answer in expect):
-        raise SourceError(f'{where}: "expect" must be an answer or a list of answers, not {expect!r}.')
-    return Source(entry["text"], at=at, expect=tuple(expect))
+    for key in ("item", "kind"):
+        if not isinstance(entry.get(key), str | None):
+            raise SourceError(f'{where}: "{key}" must be a text, not {entry[key]!r}.')
+    return Source(
+        entry["text"],
+        at=at,
+        expect=_answers(entry, "expect", where),
+        item=entry.get("item"),
+        kind=entry.get("kind"),
+        candidates=_answers(entry, "candidates", where),
+    )
+
+
+def _answers(entry: dict[str, Any], key: str, where: str) -> tuple[str, ...]:
+    value = entry.get(key, [])
+    answers = [value] if isinstance(value, str) else value
+    if not isinstance(answers, list) or not all(isinstance(answer, str) for answer in answers):
+        raise SourceError(f'{where}: "{key}" must be an answer or a list of answers, not {value!r}.')
+    return tuple(answers)
 
 
 def _read(file: str) -> str:

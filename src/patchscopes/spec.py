@@ -30,13 +30,18 @@ class Source:
     """A text to read a hidden state from.
 
     `at` names the position (see `patchscopes.prompts.positions`); None takes the call's. `expect` lists accepted
-    answers, the first its usual form; empty takes the call's.
+    answers, the first its usual form; empty takes the call's. `candidates` are the answers to score; empty takes the
+    call's. `item` is what the text is about (None: an item of its own for every text) and `kind` what kind of thing
+    that is: donors, for the controls `shuffled` and `mean`, are sources of other items and the same kind.
     """
 
     text: str
     _: KW_ONLY
     at: str | int | None = None
     expect: tuple[str, ...] = ()
+    item: str | None = None
+    kind: str | None = None
+    candidates: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +105,29 @@ class Neutral:
     like: State
 
 
-Vector = State | Zero | Noise | Neutral
+@dataclass(frozen=True, slots=True)
+class Mean:
+    """The mean of the states of other items (control `mean`).
+
+    There may be hundreds in each of thousands of cells. So they are known by their digest, made once for each Mean:
+    it compares, hashes and stands in the identity of a cell.
+    """
+
+    states: tuple[State, ...] = field(repr=False, compare=False)
+    digest: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        together = hashlib.sha256(b"".join(map(_state_digest, self.states)))
+        object.__setattr__(self, "digest", together.hexdigest())
+
+
+@lru_cache(maxsize=2**16)
+def _state_digest(state: State) -> bytes:
+    """32 bytes for each state, so that no two lists of states are alike when they stand behind each other."""
+    return hashlib.sha256(repr(state).encode()).digest()
+
+
+Vector = State | Zero | Noise | Neutral | Mean
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,8 +255,8 @@ class Result:
 class Request:
     """One row to be. `cell` is None where nothing can be run: `status` and `reason` then say why.
 
-    With readout "candidates", the requests of one cell ask for one candidate each: number `candidate_index` of the
-    cell's, compared with the same of `baseline`, the prompt without a write.
+    With readout "candidates", the requests of one cell ask for one candidate each: number `candidate_index` of its
+    `candidates`, compared with the same of `baseline`, the prompt without a write.
     """
 
     prompt: str | None
@@ -248,6 +275,7 @@ class Request:
     flags: tuple[str, ...] = ()
     status: Status = "ok"
     reason: str | None = None
+    candidates: tuple[str, ...] = ()
     candidate: str | None = None
     candidate_index: int | None = None
     baseline: Cell | None = None
@@ -301,7 +329,7 @@ class Sweep:
     """What is asked for: a finite product, still unresolved (phrases, "all", library names looked up already).
 
     `source_layers` are ℓ; `target_layers` None pairs (ℓ, ℓ), anything else is the product. `candidates` are the answers
-    that readout "candidates" scores.
+    that readout "candidates" scores, where a source has none of its own.
     """
 
     sources: tuple[Source, ...]

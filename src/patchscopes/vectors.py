@@ -13,7 +13,7 @@ from torch import Tensor
 
 from patchscopes.models import Model
 from patchscopes.rng import philox
-from patchscopes.spec import Neutral, Noise, State, Vector
+from patchscopes.spec import Mean, Neutral, Noise, State, Vector
 
 
 def make_vectors(
@@ -31,9 +31,14 @@ def make_vectors(
         drawn = torch.from_numpy(np.stack([gaussian(vector, model.d_model) for vector in found])).to(made)
         return rescaled(drawn, rows_of([vector.like for vector in found]))
 
+    def means(found: list[Mean]) -> Tensor:
+        # One after the other: the states of all of them at once might be a thousand times the memory of their means.
+        return torch.stack([rows_of(vector.states).float().mean(dim=0) for vector in found])
+
     put(State, rows_of)
     put(Noise, noise)
     put(Neutral, lambda found: rescaled(rows_of([v.state for v in found]), rows_of([v.like for v in found])))
+    put(Mean, means)
     return made
 
 

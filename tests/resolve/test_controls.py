@@ -175,8 +175,10 @@ def test_text_only_beyond_the_context_is_a_failed_row(llama: Model) -> None:
     assert "beyond the model's context (128)" in (request.reason or "")
 
 
-def test_every_control_of_the_issue_is_there() -> None:
-    assert set(CONTROLS) == {"unpatched", "self", "zero", "random", "random-state", "text-only"}
+def test_every_control_of_rule_16_is_there_in_this_order() -> None:
+    assert list(CONTROLS) == [
+        "unpatched", "self", "zero", "random", "random-state", "shuffled", "mean", "text-only", "phrase-only"
+    ]  # fmt: skip
 
 
 def test_philox_streams_are_the_same_on_every_machine() -> None:

@@ -1,1 +1,1 @@
-"""Data in, numbers out: matching answers. Nothing here imports torch."""
+"""Data in, numbers out: matching, scores, intervals, tests, selection. A library of its own; knows no torch."""

@@ -17,7 +17,11 @@ if TYPE_CHECKING:
     from patchscopes.run import Inspection
 
 DEFAULT_MODEL = "smollm2-135m"
-CONTROLS_HELP = "Controls beside the cells: unpatched, self, zero, random, random-state, text-only; or none alone."
+CONTROLS_HELP = (
+    "Controls beside the cells: unpatched, self, zero, random, random-state, shuffled, mean, text-only, "
+    "phrase-only; or none alone."
+)
+SOURCES_HELP = "A file of sources, or - : lines, or JSON with text, at, expect, item, kind, candidates."
 CANDIDATES_HELP = "Answers to score instead of a text: a file of one a line, or a,b,c."
 MEMORY_HELP = "What it may take beside the weights, such as 8GiB.  [default: half of what is free]"
 
@@ -37,9 +41,7 @@ def model_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 @click.command("inspect")
 @click.argument("source", nargs=-1)
-@click.option(
-    "--sources", "sources_file", default=None, help="A file of sources, or - : lines, or JSON with text, at, expect."
-)
+@click.option("--sources", "sources_file", default=None, help=SOURCES_HELP)
 @model_options
 @click.option(
     "--prompt",
@@ -69,7 +71,7 @@ def model_options(command: Callable[..., Any]) -> Callable[..., Any]:
 )
 @click.option("--expect", multiple=True, help="An accepted answer: rows say whether the text matches. Repeatable.")
 @click.option("--controls", default="unpatched,random-state", show_default=True, help=CONTROLS_HELP)
-@click.option("--draws", default=1, show_default=True, help="Draws of random and random-state per cell.")
+@click.option("--draws", default=1, show_default=True, help="Draws of random, random-state and shuffled per cell.")
 @click.option("--top-k", default=10, show_default=True, help="Tokens that next-token lists.")
 @click.option("--runner", type=click.Choice(["engine", "reference"]), default="engine", show_default=True)
 @click.option("--seed", default=0, show_default=True, help="Of controls and samples.")

@@ -15,7 +15,7 @@ from patchscopes.models import Model
 from patchscopes.plan import Plan, Wave
 from patchscopes.spec import Result
 
-# What torch's allocator says, and oneDNN, which tells no reason: a product that it has planned can fail for little else.
+# What torch's allocator says, and oneDNN, which tells no reason: what it has planned can fail for little else.
 OUT_OF_MEMORY = (
     "DefaultCPUAllocator",
     "not enough memory",

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from patchscopes.spec import Cell, Ids, Neutral, Noise, State, Vector
+from patchscopes.spec import Cell, Ids, Mean, Neutral, Noise, State, Vector
 
 # Beyond so many rows, or tokens in one pass, nothing is gained (docs/performance.md).
 MAX_ROWS = 480
@@ -95,6 +95,8 @@ def states_of(vector: Vector) -> tuple[State, ...]:
             return (like,)
         case Neutral(state=state, like=like):
             return (state, like)
+        case Mean(states=states):
+            return states
         case _:
             return ()
 

@@ -2,7 +2,7 @@
 
 from patchscopes.prompts.library import LIBRARY, find_prompt
 from patchscopes.prompts.placeholders import Target, fill, resolve_target
-from patchscopes.prompts.positions import resolve_positions
+from patchscopes.prompts.positions import resolve_marked, resolve_positions
 from patchscopes.prompts.tokens import Tokenized, continuation, tokenize
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "continuation",
     "fill",
     "find_prompt",
+    "resolve_marked",
     "resolve_positions",
     "resolve_target",
     "tokenize",

@@ -8,6 +8,7 @@ span:of Wales every token of it, a cell each text:last     a phrase that looks l
 
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from numbers import Integral
 from typing import SupportsIndex
 
@@ -18,22 +19,34 @@ from patchscopes.prompts.tokens import Tokenized, verify_spans
 Span = tuple[int, int]
 
 
+@dataclass(frozen=True, slots=True)
+class Marked:
+    """What `at` names: positions, and the characters of the phrase that it marks; None where it names mere tokens."""
+
+    positions: tuple[int, ...]
+    span: Span | None = None
+
+
 def resolve_positions(model: Model, source: Tokenized, at: str | SupportsIndex) -> tuple[int, ...]:
     """The positions that `at` names in `source`. Raises PositionError, with the token table, where it names none."""
+    return resolve_marked(model, source, at).positions
+
+
+def resolve_marked(model: Model, source: Tokenized, at: str | SupportsIndex) -> Marked:
+    """As `resolve_positions`, with the whole phrase that `at` marks where it marks one."""
     if at == "last":
-        return (len(source) - 1,)
+        return Marked((len(source) - 1,))
     if at == "all":
-        return tuple(range(len(source)))
+        return Marked(tuple(range(len(source))))
     number = _as_number(at)
     if number is not None:
-        return (_in_range(source, number),)
+        return Marked((_in_range(source, number),))
     if not isinstance(at, str):
         raise PositionError(f'{at!r} names no position; give a phrase, a whole number, "last" or "all".')
     verify_spans(model, source)
-    if at.startswith("span:"):
-        start, end = _find(source, at.removeprefix("span:"))
-        return _covering(source, start, end, at)
-    return _covering(source, *_find(source, at), at)[-1:]
+    span = _find(source, at.removeprefix("span:"))
+    covering = _covering(source, *span, at)
+    return Marked(covering if at.startswith("span:") else covering[-1:], span)
 
 
 def _as_number(at: object) -> int | None:

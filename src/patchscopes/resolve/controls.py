@@ -1,7 +1,8 @@
 """The controls of rule 16: cells like any other, with something else in the place of the source's state.
 
-How many rows each has: `unpatched` one a prompt; `self` and `zero` one a (ℓ*, prompt); `text-only` one a (source,
-position, prompt); `random` and `random-state` one a cell and draw.
+How many rows each has: `unpatched` one a prompt; `self` and `zero` one a (ℓ*, prompt); `text-only` and `phrase-only`
+one a (source, position, prompt); `mean` one a cell; `random`, `random-state` and `shuffled` one a cell and draw. Where
+sources have candidates of their own, those without a source have these rows for every set of candidates.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -9,6 +10,7 @@ from types import MappingProxyType
 
 from patchscopes.models import Model
 from patchscopes.prompts import Target, fill, tokenize
+from patchscopes.resolve.donors import Donors
 from patchscopes.resolve.grid import Grid, Point, Variant
 from patchscopes.resolve.neutral import NEUTRAL_SENTENCES
 from patchscopes.rng import philox
@@ -17,9 +19,8 @@ from patchscopes.spec import Bos, Ids, Neutral, Noise, Request, State, Vector, Z
 
 def unpatched(grid: Grid) -> Iterator[Request]:
     """The inspection prompt as it is."""
-    for target in grid.targets:
-        for sample in grid.samples:
-            yield grid.unwritten(target, target.tokenized, Variant("unpatched", sample=sample), point=None)
+    for target, variant in _without_source(grid, "unpatched"):
+        yield grid.unwritten(target, target.tokenized, variant, point=None)
 
 
 def self_(grid: Grid) -> Iterator[Request]:
@@ -54,18 +55,31 @@ def random_state(grid: Grid) -> Iterator[Request]:
     return _per_cell(grid, "random-state", neutral)
 
 
+def shuffled(grid: Grid) -> Iterator[Request]:
+    """The raw state of a donor, a place of another item's source, at the cell's own layer: one donor for each draw."""
+    donors = Donors(grid, "shuffled")
+    drawn = {(point.source_index, point.position): donors.drawn(point) for point in grid.points}
+
+    def donated(point: Point, state: State, draw: int) -> Vector:
+        return State(*drawn[point.source_index, point.position][draw], state.layer)
+
+    return _per_cell(grid, "shuffled", donated)
+
+
+def mean(grid: Grid) -> Iterator[Request]:
+    """The mean of all donors' states at the cell's own layer; the item's own are left out."""
+    donors = Donors(grid, "mean")
+    return _per_cell(grid, "mean", lambda point, state, _: donors.mean(point, state.layer), draws=1)
+
+
 def text_only(grid: Grid) -> Iterator[Request]:
     """The source's own text up to the token, in the placeholder's stead, and nothing written."""
-    for point in grid.points:
-        for target in grid.targets:
-            for sample in grid.samples:
-                variant = Variant("text-only", sample=sample)
-                if point.text:
-                    tokenized = fill(grid.model, target.prompt, point.text, bos=grid.sweep.bos)
-                    yield grid.unwritten(target, tokenized, variant, point=point)
-                else:
-                    reason = f"no text stands before the end of token {point.position} ({point.token!r})"
-                    yield grid.unresolvable(target, variant, point=point, reason=reason)
+    return _as_text(grid, "text-only", lambda point: point.text, "no text stands before the end of")
+
+
+def phrase_only(grid: Grid) -> Iterator[Request]:
+    """The phrase that marks the token, in the placeholder's stead, and nothing written."""
+    return _as_text(grid, "phrase-only", lambda point: point.marked, "no text is marked by")
 
 
 CONTROLS: Mapping[str, Callable[[Grid], Iterator[Request]]] = MappingProxyType(
@@ -75,30 +89,59 @@ CONTROLS: Mapping[str, Callable[[Grid], Iterator[Request]]] = MappingProxyType(
         "zero": zero,
         "random": random,
         "random-state": random_state,
+        "shuffled": shuffled,
+        "mean": mean,
         "text-only": text_only,
+        "phrase-only": phrase_only,
     }
 )
+
+
+def _without_source(grid: Grid, control: str) -> Iterator[tuple[Target, Variant]]:
+    """Each prompt and sample, once for every set of candidates that there is."""
+    sets = grid.candidate_sets
+    for target in grid.targets:
+        for sample in grid.samples:
+            for candidates in sets:
+                yield target, Variant(control, sample=sample, candidates=candidates)
 
 
 def _per_target_layer(
     grid: Grid, control: str, vectors: Callable[[Target, int], tuple[Vector, ...]]
 ) -> Iterator[Request]:
     for layer in dict.fromkeys(target_layer for _, target_layer in grid.sweep.layer_pairs()):
-        for target in grid.targets:
-            for sample in grid.samples:
-                yield grid.request(target, vectors(target, layer), (None, layer), Variant(control, sample=sample))
+        for target, variant in _without_source(grid, control):
+            yield grid.request(target, vectors(target, layer), (None, layer), variant)
 
 
-def _per_cell(grid: Grid, control: str, vector: Callable[[Point, State, int], Vector]) -> Iterator[Request]:
-    """A request per cell and draw, in the order of the cells, then by draw."""
+def _per_cell(
+    grid: Grid, control: str, vector: Callable[[Point, State, int], Vector], *, draws: int | None = None
+) -> Iterator[Request]:
+    """A request per cell and draw (the sweep's draws where none are given), in the order of the cells, then by draw."""
+    n_draws = grid.sweep.draws if draws is None else draws
     for point in grid.points:
         for layers in grid.sweep.layer_pairs():
-            vectors = [vector(point, point.state(layers[0]), draw) for draw in range(grid.sweep.draws)]
+            vectors = [vector(point, point.state(layers[0]), draw) for draw in range(n_draws)]
             for target in grid.targets:
                 for sample in grid.samples:
                     for draw, made in enumerate(vectors):
                         copies = (made,) * len(target.positions)
                         yield grid.request(target, copies, layers, Variant(control, draw, sample), point=point)
+
+
+def _as_text(grid: Grid, control: str, text_of: Callable[[Point], str], nothing: str) -> Iterator[Request]:
+    """A text of each point in the placeholder's stead, tokenised with the prompt; failed where it has `nothing`."""
+    for point in grid.points:
+        text = text_of(point)
+        for target in grid.targets:
+            for sample in grid.samples:
+                variant = Variant(control, sample=sample)
+                if text:
+                    tokenized = fill(grid.model, target.prompt, text, bos=grid.sweep.bos)
+                    yield grid.unwritten(target, tokenized, variant, point=point)
+                else:
+                    reason = f"{nothing} token {point.position} ({point.token!r})"
+                    yield grid.unresolvable(target, variant, point=point, reason=reason)
 
 
 def neutral_places(model: Model, bos: Bos) -> list[tuple[Ids, int]]:

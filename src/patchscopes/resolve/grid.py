@@ -1,7 +1,7 @@
 """The resolved grid: points (source, position), targets (inspection prompts), and how a request is made of them."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import KW_ONLY, dataclass, field, replace
 
 from patchscopes.analysis.matching import leaked
 from patchscopes.errors import CandidateError, ContextLengthError
@@ -9,15 +9,26 @@ from patchscopes.models import Model
 from patchscopes.prompts import Target, Tokenized, continuation
 from patchscopes.spec import Cell, Ids, Request, Site, State, Status, Sweep, Vector, Write
 
+Answers = tuple[str, ...]
+
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """One place to read a state from: a token of a source, with the answers expected of it."""
+    """One place to read a state from: a token of a source, with what belongs to it.
+
+    `phrase` are the characters of the phrase that marks the token, None where it was named by itself. `expect` and
+    `candidates` are the source's, or the call's. `item` and `kind` are the source's.
+    """
 
     source_index: int
     tokenized: Tokenized
     position: int
-    expect: tuple[str, ...]
+    expect: Answers
+    _: KW_ONLY
+    phrase: tuple[int, int] | None = None
+    candidates: Answers = ()
+    item: str | None = None
+    kind: str | None = None
 
     @property
     def token(self) -> str:
@@ -27,16 +38,21 @@ class Point:
     @property
     def text(self) -> str:
         """The source text from its start to the end of this token, without special tokens and outer spaces."""
-        upto = self.position + 1
-        special = [
-            span
-            for span, is_special in zip(self.tokenized.spans[:upto], self.tokenized.special[:upto], strict=True)
-            if is_special
-        ]
-        text = self.tokenized.text_until(self.position)
-        for start, end in reversed(special):
-            text = text[:start] + text[end:]
-        return text.strip()
+        return self._plain(0, len(self.tokenized.text_until(self.position)))
+
+    @property
+    def marked(self) -> str:
+        """The phrase that marks this token, else what it covers itself, without special tokens and outer spaces."""
+        return self._plain(*(self.phrase or self.tokenized.spans[self.position]))
+
+    def _plain(self, start: int, end: int) -> str:
+        """The characters from `start` to `end`, without special tokens and outer spaces."""
+        kept = self.tokenized.text
+        pairs = list(zip(self.tokenized.spans, self.tokenized.special, strict=True))
+        for (first, last), is_special in reversed(pairs):
+            if is_special and start <= first and last <= end:
+                kept, end = kept[:first] + kept[last:], end - (last - first)
+        return kept[start:end].strip()
 
     def flags(self) -> Iterator[str]:
         """What makes the state of this token special (rule 6)."""
@@ -52,18 +68,23 @@ class Point:
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """Which of the requests at one place of the grid: a control (None for the cell itself), its draw, the sample."""
+    """Which of the requests at one place of the grid: a control (None for the cell itself), its draw, the sample.
+
+    `candidates` are those that a control without a source scores.
+    """
 
     control: str | None = None
     draw: int = 0
     sample: int = 0
+    candidates: Answers = ()
 
 
 @dataclass(frozen=True, slots=True)
 class _Common:
     """What all requests at one point and target have in common."""
 
-    expect: tuple[str, ...]
+    candidates: Answers
+    expect: Answers
     flags: tuple[str, ...]
     reached: bool  # whether a write at the last layer reaches what is read
     baseline: Cell | None  # what candidates are compared with
@@ -79,8 +100,8 @@ class Grid:
     targets: tuple[Target, ...]
     identity: str
     dtype: str
-    _commons: dict[tuple[int, int, int], _Common] = field(default_factory=dict, compare=False, repr=False)
-    _answers: dict[Ids, tuple[Ids, ...]] = field(default_factory=dict, compare=False, repr=False)
+    _commons: dict[tuple[object, ...], _Common] = field(default_factory=dict, compare=False, repr=False)
+    _answers: dict[tuple[Ids, Answers], tuple[Ids, ...]] = field(default_factory=dict, compare=False, repr=False)
 
     @classmethod
     def of(cls, model: Model, sweep: Sweep, points: tuple[Point, ...], targets: tuple[Target, ...]) -> "Grid":
@@ -91,6 +112,14 @@ class Grid:
     def samples(self) -> range:
         """The samples of each cell."""
         return range(self.sweep.n_samples)
+
+    @property
+    def candidate_sets(self) -> tuple[Answers, ...]:
+        """What the points score, each set once, in whatever order a point has it; () alone where nothing is scored."""
+        found: dict[frozenset[str], Answers] = {}
+        for point in self.points:
+            found.setdefault(frozenset(point.candidates), point.candidates)
+        return tuple(found.values())
 
     def request(
         self,
@@ -104,7 +133,7 @@ class Grid:
         """A request that writes `vectors` over the placeholders of `target`; `layers` are (ℓ, ℓ*)."""
         source_layer, target_layer = layers
         write = Write(Site(target_layer), target.positions, vectors)
-        common = self._common(target, point)
+        common = self._common(target, point, variant)
         status: Status = "ok"
         reason = None
         if target_layer == self.model.n_layers and not common.reached:
@@ -115,7 +144,7 @@ class Grid:
             )
         return Request(
             target.prompt.label,
-            self.cell(target, target.tokenized, write, variant.sample),
+            self.cell(target, target.tokenized, write, common.candidates, sample=variant.sample),
             point.tokenized.text if point is not None else None,
             point.source_index if point is not None else None,
             point.position if point is not None else None,
@@ -130,6 +159,7 @@ class Grid:
             common.flags,
             status,
             reason,
+            common.candidates,
             baseline=common.baseline,
         )
 
@@ -137,7 +167,8 @@ class Grid:
         """A request that runs `tokenized` and writes nothing."""
         what = f"{variant.control} for prompt {target.prompt.label!r}"
         try:
-            cell = self.cell(target, tokenized, None, variant.sample)
+            candidates = self._common(target, point, variant).candidates
+            cell = self.cell(target, tokenized, None, candidates, sample=variant.sample)
             check_context(self.model, tokenized.ids, cell.more_tokens, what)
         except (ContextLengthError, CandidateError) as error:
             return self.unresolvable(target, variant, point=point, reason=str(error))
@@ -147,32 +178,28 @@ class Grid:
         """A request that cannot be run, with the reason."""
         return replace(self._request(target, None, variant, point), status="failed", reason=reason)
 
-    def cell(self, target: Target, tokenized: Tokenized, write: Write | None, sample: int) -> Cell:
+    def cell(
+        self, target: Target, tokenized: Tokenized, write: Write | None, candidates: Answers, *, sample: int = 0
+    ) -> Cell:
         """The computation on `tokenized` with `write`, as this sweep reads and decodes it."""
-        sweep = self.sweep
-        answers = self.answers(target, tokenized) if sweep.candidates else ()
+        sweep, answers = self.sweep, self.answers(target, tokenized, candidates)
         return Cell(self.identity, self.dtype, tokenized.ids, write, sweep.readout, sweep.decoding, sample, answers)
 
-    def answers(self, target: Target, tokenized: Tokenized) -> tuple[Ids, ...]:
+    def answers(self, target: Target, tokenized: Tokenized, candidates: Answers) -> tuple[Ids, ...]:
         """The ids of each candidate as it continues `tokenized`. Raises CandidateError where one does not."""
-        if tokenized.ids not in self._answers:
-            self._answers[tokenized.ids] = tuple(
+        if not candidates:
+            return ()
+        key = tokenized.ids, candidates
+        if key not in self._answers:
+            self._answers[key] = tuple(
                 continuation(self.model, tokenized, candidate, chat=target.prompt.chat, bos=self.sweep.bos)
-                for candidate in self.sweep.candidates
+                for candidate in candidates
             )
-        return self._answers[tokenized.ids]
-
-    def with_candidates(self, request: Request) -> Iterator[Request]:
-        """A request per candidate; the request as it is where it has none to score."""
-        if not self.sweep.candidates:
-            yield request
-            return
-        for index, candidate in enumerate(self.sweep.candidates):
-            yield replace(request, candidate=candidate, candidate_index=index)
+        return self._answers[key]
 
     def _request(self, target: Target, cell: Cell | None, variant: Variant, point: Point | None) -> Request:
         """A request without a write."""
-        common = self._common(target, point)
+        common = self._common(target, point, variant)
         request = Request(
             target.prompt.label,
             cell,
@@ -181,6 +208,7 @@ class Grid:
             sample=variant.sample,
             expect=common.expect,
             flags=tuple(flag for flag in common.flags if flag != "target-sink"),
+            candidates=common.candidates,
             baseline=common.baseline,
         )
         if point is None:
@@ -193,13 +221,15 @@ class Grid:
             token=point.token,
         )
 
-    def _common(self, target: Target, point: Point | None) -> _Common:
-        key = (-1, -1, id(target)) if point is None else (point.source_index, point.position, id(target))
+    def _common(self, target: Target, point: Point | None, variant: Variant) -> _Common:
+        place = variant.candidates if point is None else (point.source_index, point.position)
+        key = point is None, place, id(target)
         if key not in self._commons:
-            self._commons[key] = self._find_common(target, point)
+            candidates = variant.candidates if point is None else point.candidates
+            self._commons[key] = self._find_common(target, point, candidates)
         return self._commons[key]
 
-    def _find_common(self, target: Target, point: Point | None) -> _Common:
+    def _find_common(self, target: Target, point: Point | None, candidates: Answers) -> _Common:
         expect = point.expect if point is not None else self._shared_expectation()
         flags = tuple(point.flags()) if point is not None else ()
         shown = point.text if point is not None else ""
@@ -208,13 +238,22 @@ class Grid:
         if 0 in target.positions and not target.tokenized.has_bos:
             flags = (*flags, "target-sink")
         reached = len(target.tokenized.ids) - 1 in target.positions
-        baseline = self.cell(target, target.tokenized, None, 0) if self.sweep.candidates else None
-        return _Common(expect, flags, reached, baseline)
+        baseline = self.cell(target, target.tokenized, None, candidates) if candidates else None
+        return _Common(candidates, expect, flags, reached, baseline)
 
     def _shared_expectation(self) -> tuple[str, ...]:
         """The expected answers where all sources have the same: a control without a source has none of its own."""
         expectations = {point.expect for point in self.points}
         return expectations.pop() if len(expectations) == 1 else ()
+
+
+def with_candidates(request: Request) -> Iterator[Request]:
+    """A request per candidate; the request as it is where it has none to score."""
+    if not request.candidates:
+        yield request
+        return
+    for index, candidate in enumerate(request.candidates):
+        yield replace(request, candidate=candidate, candidate_index=index)
 
 
 def check_context(model: Model, ids: Ids, new_tokens: int, what: str) -> None:

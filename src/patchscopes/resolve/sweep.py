@@ -1,20 +1,19 @@
 """The resolution itself: a Sweep and a Model → Requests in the order of Results, and what to warn of."""
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from patchscopes.errors import (
     ContextLengthError,
-    OptionError,
     PatchscopesError,
     PositionError,
     SourceError,
 )
 from patchscopes.models import Model
-from patchscopes.prompts import Target, resolve_positions, resolve_target, tokenize
+from patchscopes.prompts import Target, resolve_marked, resolve_target, tokenize
 from patchscopes.resolve.controls import CONTROLS
-from patchscopes.resolve.grid import Grid, Point, Variant, check_context
+from patchscopes.resolve.grid import Grid, Point, Variant, check_context, with_candidates
+from patchscopes.resolve.options import check_options
 from patchscopes.spec import Request, Source, Sweep
 
 
@@ -40,21 +39,36 @@ def resolve(model: Model, sweep: Sweep) -> Resolved:
         raise _all_failed(list(failures.values()))
     points = tuple(point for found in by_source if isinstance(found, tuple) for point in found)
     grid = Grid.of(model, sweep, points, targets)
-    for target in targets if sweep.candidates else ():
-        longest = max(map(len, grid.answers(target, target.tokenized)))
-        check_context(model, target.tokenized.ids, longest, f"inspection prompt {target.prompt.label!r}")
+    _check_candidates(grid)
     requests: list[Request] = []
     for index, found in enumerate(by_source):
         if isinstance(found, tuple):
             requests.extend(request for point in found for request in _cells(grid, point))
         else:
-            source = sweep.sources[index].text
-            requests.append(Request(None, None, source=source, source_index=index, status="failed", reason=str(found)))
+            requests.append(_failed(sweep, index, str(found)))
     for control in sweep.controls:
         requests.extend(CONTROLS[control](grid))
-    if sweep.candidates:
-        requests = [scored for request in requests for scored in grid.with_candidates(request)]
+    if sweep.readout.kind == "candidates":
+        requests = [scored for request in requests for scored in with_candidates(request)]
     return Resolved(tuple(requests), tuple(_warnings(grid, requests)))
+
+
+def _failed(sweep: Sweep, index: int, reason: str) -> Request:
+    """The request of a source that cannot be read."""
+    source = sweep.sources[index]
+    candidates = source.candidates or sweep.candidates
+    return Request(
+        None, None, source=source.text, source_index=index, status="failed", reason=reason, candidates=candidates
+    )
+
+
+def _check_candidates(grid: Grid) -> None:
+    """Raise where a candidate does not continue an inspection prompt, or is too long behind it."""
+    sets = dict.fromkeys(point.candidates for point in grid.points if point.candidates)
+    for target in grid.targets:
+        for candidates in sets:
+            longest = max(map(len, grid.answers(target, target.tokenized, candidates)))
+            check_context(grid.model, target.tokenized.ids, longest, f"inspection prompt {target.prompt.label!r}")
 
 
 def _cells(grid: Grid, point: Point) -> Iterator[Request]:
@@ -91,8 +105,18 @@ def _resolve_source(model: Model, sweep: Sweep, source: Source, index: int) -> I
     tokenized = tokenize(model, source.text, bos=sweep.bos)
     check_context(model, tokenized.ids, 0, f"source {index}")
     at = sweep.at if source.at is None else source.at
-    for position in resolve_positions(model, tokenized, at):
-        yield Point(index, tokenized, position, source.expect or sweep.expect)
+    marked = resolve_marked(model, tokenized, at)
+    for position in marked.positions:
+        yield Point(
+            index,
+            tokenized,
+            position,
+            source.expect or sweep.expect,
+            phrase=marked.span,
+            candidates=source.candidates or sweep.candidates,
+            item=source.item,
+            kind=source.kind,
+        )
 
 
 def _encodable(text: str) -> bool:
@@ -110,66 +134,6 @@ def _all_failed(errors: list[PatchscopesError]) -> PatchscopesError:
     reasons = "\n".join(f"  {error}" for error in errors[:5])
     more = f"\n  … and {len(errors) - 5} more" if len(errors) > 5 else ""
     return SourceError(f"none of the {len(errors)} sources can be used:\n{reasons}{more}")
-
-
-def check_options(model: Model, sweep: Sweep) -> None:
-    """Raise an OptionError for a value that an option cannot take."""
-    if not sweep.sources:
-        raise SourceError("no source was given; give at least one text.")
-    if not sweep.prompts:
-        raise OptionError("no inspection prompt was given; give at least one.")
-    decoding, readout = sweep.decoding, sweep.readout
-    numbers = {"max_new_tokens": decoding.max_new_tokens, "n_samples": sweep.n_samples, "draws": sweep.draws}
-    for name, value in {**numbers, "top_k": readout.top_k, "seed": sweep.seed}.items():
-        if type(value) is not int:  # nor one of NumPy's: what is hashed must look the same everywhere
-            raise OptionError(f"{name} is {value!r}; it must be a whole number, a Python int.")
-    limits = (
-        (decoding.max_new_tokens >= 1, f"max_new_tokens is {decoding.max_new_tokens}; it must be at least 1."),
-        (
-            0 <= decoding.temperature < math.inf,
-            f"temperature is {decoding.temperature}; it must be 0 (greedy) or more, and finite.",
-        ),
-        (sweep.n_samples >= 1, f"n_samples is {sweep.n_samples}; it must be at least 1."),
-        (sweep.draws >= 1, f"draws is {sweep.draws}; it must be at least 1."),
-        (
-            1 <= readout.top_k <= model.d_vocab,
-            f"top_k is {readout.top_k}; it must be 1 to {model.d_vocab:,}, the size of the vocabulary.",
-        ),
-        (
-            sweep.n_samples == 1 or (decoding.temperature > 0 and readout.kind == "text"),
-            f"{sweep.n_samples} samples would all be the same; samples need readout='text' and a temperature above 0.",
-        ),
-        (
-            bool(sweep.candidates) or readout.kind != "candidates",
-            "readout 'candidates' needs candidates: give the answers to score, at least one.",
-        ),
-        (
-            not sweep.candidates or readout.kind == "candidates",
-            f"candidates are given, and readout {readout.kind!r} does not score them: leave the readout out.",
-        ),
-        (
-            all(candidate.strip() for candidate in sweep.candidates),
-            "a candidate is empty; give at least one character.",
-        ),
-        (
-            len(set(sweep.candidates)) == len(sweep.candidates),
-            f"candidate {_repeated(sweep.candidates)!r} is named twice; name each once.",
-        ),
-        (all(decoding.stop), "a stop string is empty; give at least one character."),
-        (all(answer.strip() for source in sweep.sources for answer in source.expect), "an expected answer is empty."),
-        (all(answer.strip() for answer in sweep.expect), "an expected answer is empty."),
-        (len(set(sweep.controls)) == len(sweep.controls), "a control is named twice; name each once."),
-    )
-    for holds, message in limits:
-        if not holds:
-            raise OptionError(message)
-    for control in sweep.controls:
-        if control not in CONTROLS:
-            raise OptionError(f"unknown control {control!r}; the controls are {', '.join(CONTROLS)}.")
-
-
-def _repeated(values: tuple[str, ...]) -> str | None:
-    return next((value for index, value in enumerate(values) if value in values[:index]), None)
 
 
 def _warnings(grid: Grid, requests: list[Request]) -> Iterator[str]:

@@ -85,13 +85,21 @@ class Beside:
             )
             for name in self.names
         }
-        self._rows: dict[tuple[object, ...], Row] = {}
+        # Of a control without a source there is a row at one place for every set of candidates.
+        self._rows: dict[tuple[object, ...], dict[frozenset[str], Row]] = {}
         for row in controls:
-            self._rows.setdefault(self._place(str(row.control), row), row)
+            at = self._rows.setdefault(self._place(str(row.control), row), {})
+            if row.candidate is None or self.candidates.leads(row):
+                at.setdefault(self.candidates.names(row), row)
 
     def row(self, control: str, cell: Row) -> Row | None:
-        """The row of `control` that stands beside `cell`."""
-        return self._rows.get(self._place(control, cell))
+        """The row of `control` that stands beside `cell`: where there are several, that which scores its candidates."""
+        found = self._rows.get(self._place(control, cell), {})
+        if len(found) < 2:
+            return next(iter(found.values()), None)
+        # Of results that were sliced, a cell may have lost some of its candidates.
+        names = self.candidates.names(cell)
+        return found.get(names) or next((row for known, row in found.items() if names <= known), None)
 
     def tells_layers_apart(self, control: str) -> bool:
         """Whether `control` has rows of its own for each layer."""
@@ -99,10 +107,15 @@ class Beside:
 
     def alone(self, results: Record) -> list[Row]:
         """The control rows that stand beside no cell of `results`, which may have been sliced."""
-        cells = [row for row in results if row.control is None]
-        seen = {self._place(name, cell) for name in self.names for cell in cells}
-        alone = [row for row in results if row.control is not None and self._place(row.control, row) not in seen]
-        return [row for row in alone if self.candidates.leads(row)]
+        cells = [row for row in results if row.control is None and self.candidates.leads(row)]
+        # Each by the row that is shown, which further draws and samples stand behind.
+        seen = {id(row) for name in self.names for cell in cells if (row := self.row(name, cell)) is not None}
+        controls = [row for row in results if row.control is not None and self.candidates.leads(row)]
+        return [row for row in controls if id(self._shown(row)) not in seen]
+
+    def _shown(self, row: Row) -> Row:
+        """The row that stands for the place, and the candidates, of a control's row."""
+        return self._rows[self._place(str(row.control), row)][self.candidates.names(row)]
 
     def entry(self, row: Row) -> Entry:
         """What a cell says."""
@@ -228,7 +241,7 @@ def _keys(rows: Sequence[Row], candidates: Candidates) -> dict[str, list[Entry]]
 
 def _text_column(rows: Sequence[Row], beside: Beside) -> str:
     if any(row.candidate is not None for row in rows):
-        return f"likeliest of {beside.candidates.n}: ln p (Δ)"
+        return f"likeliest of {beside.candidates.n_of(rows)}: ln p (Δ)"
     return "next token" if any(row.top is not None for row in rows) else "text"
 
 

@@ -3,7 +3,7 @@
 One cell has a row per candidate. The first of them leads: it stands for the cell wherever rows are counted as cells.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from patchscopes.results.entry import Entry, Kind, cropped, listed, nats
@@ -30,9 +30,23 @@ class Candidates:
         }
 
     @property
-    def n(self) -> int:
-        """How many candidates a cell has; 0 where none were scored."""
-        return max(map(len, self._rows.values()), default=0)
+    def n(self) -> str:
+        """How many candidates a cell has, as 4 or, where cells differ in it, 3–5; empty where none were scored."""
+        return self._n(self._asked.values())
+
+    def n_of(self, rows: Iterable[Row]) -> str:
+        """As `n`, of the cells that `rows` lead."""
+        return self._n(map(self.of, rows))
+
+    def _n(self, cells: Iterable[Sequence[Row]]) -> str:
+        found = {len(rows) for rows in cells if rows}
+        if not found:
+            return ""
+        return str(min(found)) if len(found) == 1 else f"{min(found)}–{max(found)}"
+
+    def names(self, row: Row) -> frozenset[str]:
+        """The set of candidates that the cell of `row` scores."""
+        return frozenset(one.candidate for one in self.of(row) if one.candidate is not None)
 
     def of(self, row: Row) -> tuple[Row, ...]:
         """The rows of the cell that `row` is of, in the order in which candidates were asked for."""
@@ -111,8 +125,9 @@ def mark(row: Row) -> str:
 
 
 def _cell(row: Row) -> Key:
+    """Where a row stands, and its cell: a control without a source has several there, one for each set of answers."""
     place = (row.control, row.source_index, row.position, row.source_layer, row.target_layer)
-    return *place, row.prompt, row.draw, row.sample
+    return *place, row.prompt, row.draw, row.sample, row.cell
 
 
 def _scored(row: Row) -> str:

@@ -5,7 +5,7 @@ that is the likeliest there.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -50,7 +50,7 @@ def heat(rows: Sequence[Row], more: str, results: Record) -> Figure:
         low = height - top - tall * (number + 1) - GAP_INCHES * number
         across = FIELD_INCHES * len(rows)
         axes = drawn.add_axes((NAMES_INCHES / width, low / height, across / width, tall / height))
-        _panel(axes, found, scored, largest)
+        _panel(axes, [_by_name(row, scored) for row in found], names, largest)
         _frame(axes, name, [_label(candidate, rows, scored) for candidate in names], [row.source_layer for row in rows])
     font: dict[str, Any] = {"family": list(families()), "fontsize": SIZE + 0.5, "parse_math": False}
     points = 72 * width - 30
@@ -66,10 +66,14 @@ def _differences(found: Sequence[Row | None], scored: Candidates) -> list[float]
     return [value for value in values if value is not None and math.isfinite(value)]
 
 
-def _panel(axes: Axes, found: Sequence[Row | None], scored: Candidates, largest: float) -> None:
-    """A field for each candidate and layer, the candidates in the order in which they were asked for."""
-    by_name = [{} if row is None else {one.candidate: one for one in scored.of(row)} for row in found]
-    names = list(dict.fromkeys(name for fields in by_name for name in fields))
+def _by_name(row: Row | None, scored: Candidates) -> Mapping[str | None, Row]:
+    return {} if row is None else {one.candidate: one for one in scored.of(row)}
+
+
+def _panel(
+    axes: Axes, by_name: Sequence[Mapping[str | None, Row]], names: Sequence[str | None], largest: float
+) -> None:
+    """A field for each candidate and layer, the candidates in the order that the cells have."""
     values = [[_difference(fields.get(name)) for fields in by_name] for name in names]
     axes.imshow(values, cmap="RdBu_r", vmin=-1.5 * largest, vmax=1.5 * largest, aspect="auto")
     axes.set_facecolor("0.93")
@@ -127,7 +131,7 @@ def _frame(axes: Axes, name: str, labels: Sequence[tuple[str, bool]], layers: Se
 def _notes(rows: Sequence[Row], scored: Candidates) -> list[str]:
     lines = [
         "numbers: the candidate's log-probability, in nats, minus that where nothing is written, which is at its name",
-        f"framed: the likeliest of the {scored.n} candidates · layer ℓ: the residual stream after ℓ blocks",
+        f"framed: the likeliest of the {scored.n_of(rows)} candidates · layer ℓ: the residual stream after ℓ blocks",
     ]
     if any(row.status != "ok" for row in rows):
         lines.append("·: nothing was scored, see the table for why")

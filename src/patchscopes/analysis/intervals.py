@@ -1,0 +1,130 @@
+"""Means with intervals over subjects (rule 19): items of one subject are resampled together, never layers or contexts.
+
+Axes: item, column (whatever is estimated side by side: layers, placements). An interval is a BCa bootstrap (Efron 1987)
+over subjects. Where every subject has the same value a bootstrap has nothing to resample and would claim certainty;
+there, the exact binomial bound (Clopper and Pearson 1934) on the share of subjects that could differ takes its place,
+which for rates is the exact interval of a rate of 0 or 1.
+"""
+
+import math
+import warnings
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import stats
+
+from patchscopes.errors import OptionError
+
+N_RESAMPLES = 4000
+LEVEL = 0.95
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """A mean over `n_items` of `n_subjects`, with its interval; bounds are NaN where there is none (one subject)."""
+
+    estimate: float
+    low: float
+    high: float
+    n_items: int
+    n_subjects: int
+    method: Literal["bootstrap", "binomial", "none"] = "bootstrap"
+
+
+def mean_interval(
+    values: ArrayLike, subjects: Sequence[Hashable], *, seed: int, bounds: tuple[float, float] | None = (0.0, 1.0)
+) -> Interval:
+    """The mean of `values` (one per item) with its 95 % interval over subjects.
+
+    Args:
+        values: one number per item; NaN is refused, not skipped.
+        subjects: whose item each is.
+        seed: of the resampling.
+        bounds: between which a value must lie: (0, 1) for hits, (−1, 1) for control-adjusted ones, None for surprisals.
+
+    Raises:
+        OptionError: no item, unequal lengths, NaN, or a value out of bounds.
+    """
+    column = np.asarray(values, dtype=np.float64)[:, None]
+    return mean_intervals(column, subjects, seed=seed, bounds=bounds)[0]
+
+
+def mean_intervals(
+    values: ArrayLike, subjects: Sequence[Hashable], *, seed: int, bounds: tuple[float, float] | None = (0.0, 1.0)
+) -> list[Interval]:
+    """As `mean_interval`, for each column of `values` (item × column), all from the same resampled subjects."""
+    table = np.asarray(values, dtype=np.float64)
+    _check(table, subjects, bounds)
+    sums, sizes = by_subject(table, subjects)
+    n_items, n_subjects = len(table), len(sizes)
+    found: list[Interval | None] = []
+    varying = []
+    for column in range(table.shape[1]):
+        means = sums[:, column] / sizes
+        estimate = float(table[:, column].mean())
+        if n_subjects == 1:
+            found.append(Interval(estimate, math.nan, math.nan, n_items, 1, "none"))
+        elif np.ptp(means) < 1e-12:
+            found.append(Interval(estimate, *_constant(estimate, n_subjects, bounds), n_items, n_subjects, "binomial"))
+        else:
+            found.append(None)
+            varying.append(column)
+    low, high = _bootstrap(sums[:, varying], sizes, seed) if varying else (np.empty(0), np.empty(0))
+    for column, a, b in zip(varying, low, high, strict=True):
+        found[column] = Interval(float(table[:, column].mean()), float(a), float(b), n_items, n_subjects)
+    return [interval for interval in found if interval is not None]
+
+
+def by_subject(values: Floats, subjects: Sequence[Hashable]) -> tuple[Floats, Floats]:
+    """Sums of items (subject × column) and numbers of items (subject), in order of first appearance."""
+    order = {subject: k for k, subject in enumerate(dict.fromkeys(subjects))}
+    index = np.array([order[subject] for subject in subjects])
+    sums = np.zeros((len(order), values.shape[1]))
+    np.add.at(sums, index, values)
+    return sums, np.bincount(index, minlength=len(order)).astype(np.float64)
+
+
+def _bootstrap(sums: Floats, sizes: Floats, seed: int) -> tuple[Floats, Floats]:
+    """Bounds per column of Σ sums / Σ sizes, with subjects resampled."""
+
+    def ratio(total: Floats, size: Floats, axis: int = -1) -> Floats:
+        quotient: Floats = total.sum(axis=axis) / size.sum(axis=axis)
+        return quotient
+
+    data = (sums.T, np.broadcast_to(sizes, sums.T.shape))
+    options = {"paired": True, "confidence_level": LEVEL, "n_resamples": N_RESAMPLES, "batch": 250, "axis": -1}
+    with warnings.catch_warnings():
+        # BCa has no bounds where the jackknife does not vary; the percentiles of the same resamples take their place.
+        warnings.simplefilter("ignore", stats.DegenerateDataWarning)
+        warnings.simplefilter("ignore", RuntimeWarning)
+        result = stats.bootstrap(data, ratio, method="BCa", rng=np.random.default_rng(seed), **options)
+    low, high = np.atleast_1d(result.confidence_interval.low), np.atleast_1d(result.confidence_interval.high)
+    missing = ~(np.isfinite(low) & np.isfinite(high))
+    drawn = np.atleast_2d(result.bootstrap_distribution)
+    tail = (1 - LEVEL) / 2
+    low = np.where(missing, np.quantile(drawn, tail, axis=-1), low)
+    high = np.where(missing, np.quantile(drawn, 1 - tail, axis=-1), high)
+    return low, high
+
+
+def _constant(value: float, n_subjects: int, bounds: tuple[float, float] | None) -> tuple[float, float]:
+    """Bounds of a mean where all subjects have `value`: how many others could have another one, and how far off."""
+    if bounds is None:
+        return math.nan, math.nan
+    share = float(stats.binomtest(0, n_subjects).proportion_ci(LEVEL, method="exact").high)
+    return value - share * (value - bounds[0]), value + share * (bounds[1] - value)
+
+
+def _check(values: Floats, subjects: Sequence[Hashable], bounds: tuple[float, float] | None) -> None:
+    if values.ndim != 2 or len(values) != len(subjects):
+        raise OptionError(f"values of shape {values.shape} for {len(subjects)} subjects; one row per item is needed.")
+    if not len(values):
+        raise OptionError("there is no item, so there is no mean; look at what was excluded, and why.")
+    if np.isnan(values).any():
+        raise OptionError(f"{int(np.isnan(values).sum())} values are NaN; exclude their items, with a reason.")
+    if bounds is not None and (values.min() < bounds[0] or values.max() > bounds[1]):
+        raise OptionError(f"values run from {values.min():g} to {values.max():g}, outside {bounds}.")
