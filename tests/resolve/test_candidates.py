@@ -239,7 +239,7 @@ def test_expected_answers_are_matched_with_the_candidate(llama: Model) -> None:
     assert [row.expected for row in rows] == [True, False, True]
 
 
-# ------------------------------------------------------------------------------------------ candidates of a source's own
+# ----------------------------------------------------------------------------------------- candidates of a source's own
 
 CONTROLLED = ("unpatched", "zero", "shuffled", "text-only")
 OWN = (

@@ -299,7 +299,7 @@ def test_each_table_has_the_controls_of_its_own_candidates() -> None:
         assert [column.name for column in block.columns if column.role == "text"] == [
             f"likeliest of {len(names)}: ln p (Δ)"
         ]
-        ((name, said),) = [(name, said) for name, said in block.once if name == "unpatched"]
+        (said,) = [said for name, said in block.once if name == "unpatched"]
         shown = [said.parts, *(line[i].parts for line in block.lines for i, c in enumerate(block.columns) if c.wide)]
         for parts in shown:
             assert not parts or {part.removeprefix("✓").rsplit(" −", 1)[0].split(" −")[0] for part in parts} == names
