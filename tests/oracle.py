@@ -67,6 +67,13 @@ class Source:
 
 
 @dataclass(frozen=True, slots=True)
+class Mean:
+    """The mean of several states."""
+
+    sources: Sequence[Source]
+
+
+@dataclass(frozen=True, slots=True)
 class Target:
     """Where it is written: after `layer` blocks, at each of `positions` of the inspection prompt `ids`."""
 
@@ -108,7 +115,7 @@ class Run:
 
 
 # One state or vector, one for each position, or none: the prompt as it is.
-What = Source | Float[Tensor, " d_model"] | Float[Tensor, "write d_model"] | None
+What = Source | Mean | Float[Tensor, " d_model"] | Float[Tensor, "write d_model"] | None
 
 
 @torch.no_grad()
@@ -122,7 +129,8 @@ def patchscope(
 ) -> Run:
     """Write `what` into `model`'s run on `target` and decode greedily until EOS or `max_new_tokens`.
 
-    A Source is read from `source_model`, or from `model` where that is None. None as `what` writes nothing.
+    A Source, or each of a Mean, is read from `source_model`, or from `model` where that is None. None as `what` writes
+    nothing.
     """
     vectors = _vectors(source_model or model, what)
     eos_ids = eos_ids_of(model)
@@ -215,6 +223,10 @@ def _inputs(model: PreTrainedModel, ids: Sequence[int]) -> dict[str, Tensor]:
 def _vectors(model: PreTrainedModel, what: What) -> Tensor | None:
     if isinstance(what, Source):
         return states(model, what.ids)[what.layer, what.position]
+    if isinstance(what, Mean):
+        total = sum(states(model, source.ids)[source.layer, source.position].double() for source in what.sources)
+        assert isinstance(total, Tensor)
+        return (total / len(what.sources)).float()
     return what
 
 

@@ -1,19 +1,22 @@
 """Rule 9: the engine, the reference and an oracle on plain hooks give the same tokens, whatever runs beside a cell."""
 
 import random
+import warnings
 
 import pytest
 
 import families
 import oracle
+import patchscopes as ps
 from cells import AMPLE, NEW_TOKENS, PROMPTS, SOURCES, grid, make_cell, oracle_run, state_cell
 from conftest import tiny_model
 from patchscopes.engine import Engine
 from patchscopes.models import Model
 from patchscopes.plan import Budget
 from patchscopes.reference import Reference
+from patchscopes.resolve import CONTROLS
 from patchscopes.run import run_cells
-from patchscopes.spec import Site, State, Write, Zero
+from patchscopes.spec import Mean, Neutral, Noise, Site, State, Write, Zero
 
 
 @pytest.mark.parametrize("family", families.FAMILIES)
@@ -72,6 +75,52 @@ def test_next_token_readout_is_the_oracles_distribution(family: str) -> None:
             assert all(float(logprobs[top.token_id]) == pytest.approx(top.logprob, abs=1e-3) for top in result.top)
             assert result.entropy == pytest.approx(entropy, abs=1e-3)
             assert result.token_ids == (result.top[0].token_id,)
+
+
+@pytest.mark.parametrize("family", families.FAMILIES)
+def test_a_mean_is_the_oracles(family: str) -> None:
+    """Of all three sources, and of two of them, at every layer, written at the same."""
+    model = tiny_model(family)
+    (prompt, positions), cells = PROMPTS[0], []
+    for layer in range(model.n_layers):
+        for several in (SOURCES, SOURCES[1:]):
+            mean = Mean(tuple(State(*source, layer) for source in several))
+            cells.append(make_cell(model, Write(Site(layer), positions, (mean,)), prompt))
+    assert len({cell.identity() for cell in cells}) == len(cells)
+    for runner in (Engine(model), Reference(model)):
+        for cell, result in zip(cells, run_cells(model, runner, cells, Budget(AMPLE, 3)), strict=True):
+            assert cell.write is not None
+            (vector,) = cell.write.vectors
+            assert isinstance(vector, Mean)
+            what = oracle.Mean([oracle.Source(s.ids, s.position, s.layer) for s in vector.states])
+            target = oracle.Target(prompt, positions, cell.write.site.layer)
+            expected = oracle.patchscope(families.build(family), what, target, max_new_tokens=NEW_TOKENS)
+            assert expected.agrees_with(result.token_ids), cell
+
+
+@pytest.mark.parametrize("family", families.FAMILIES)
+def test_every_control_is_the_references(family: str) -> None:
+    model = tiny_model(family)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ps.PatchscopesWarning)
+        cells = ps.prepare(
+            model,
+            ["the cat of Spain", "hello", ps.Source("go to Wales", at="to"), "the capital"],
+            prompt=["the capital of {} is", "{} of {} is"],
+            source_layers=[0, 2],
+            target_layers=[1, 2],
+            controls=tuple(CONTROLS),
+            draws=2,
+            max_new_tokens=4,
+        ).plan.cells
+    kinds = {type(vector) for cell in cells if cell.write for vector in cell.write.vectors}
+    assert kinds == {State, Zero, Noise, Neutral, Mean}
+    fast = run_cells(model, Engine(model), cells, Budget(AMPLE, 7))
+    for a, b, cell in zip(fast, run_cells(model, Reference(model), cells, Budget(AMPLE)), cells, strict=True):
+        n = next((step for step, gap in enumerate(b.gaps) if gap < oracle.NEAR_TIE), None)
+        assert a.token_ids is not None
+        assert b.token_ids is not None
+        assert a.token_ids[:n] == b.token_ids[:n], cell
 
 
 def test_cells_without_a_write_run_beside_others(llama: Model) -> None:

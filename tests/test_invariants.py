@@ -309,19 +309,22 @@ def test_rule_16_rows_of_each_control(llama: Model) -> None:
     n = llama.n_layers + 1
     results = inspect(
         llama,
-        [Source(SENTENCE, at="span:of Spain"), "the cat"],
+        [Source(SENTENCE, at="span:of Spain"), "the cat", "hello"],
         prompt=[PROMPT, "cat {}"],
         controls=tuple(CONTROLS),
         draws=2,
     )
     expected = {
-        None: 3 * n * 2,
+        None: 4 * n * 2,
         "unpatched": 2,
         "self": 2 * n,
         "zero": 2 * n,
-        "random": 3 * n * 2 * 2,
-        "random-state": 3 * n * 2 * 2,
-        "text-only": 3 * 2,
+        "random": 4 * n * 2 * 2,
+        "random-state": 4 * n * 2 * 2,
+        "shuffled": 4 * n * 2 * 2,
+        "mean": 4 * n * 2,
+        "text-only": 4 * 2,
+        "phrase-only": 4 * 2,
     }
     assert Counter(row.control for row in results) == expected
     assert all(row.source is None and row.source_layer is None for row in control(results, "unpatched"))

@@ -23,7 +23,7 @@ from patchscopes.plan import (
     suffix_of,
 )
 from patchscopes.plan.compile import MIN_SHARING
-from patchscopes.spec import Cell, Decoding, Ids, Neutral, Noise, Readout, Site, State, Vector, Write, Zero
+from patchscopes.spec import Cell, Decoding, Ids, Mean, Neutral, Noise, Readout, Site, State, Vector, Write, Zero
 
 SHAPE = ModelShape(n_layers=4, d_model=8, d_vocab=100, kv_bytes_per_token=64, n_matrix_parameters=1000, itemsize=4)
 AMPLE = Budget(2**30)
@@ -54,17 +54,20 @@ parts = st.fixed_dictionaries(
         "source": ids_of,
         "layer": st.integers(0, 4),
         "target_layer": st.integers(0, 4),
-        "vector": st.integers(0, 3),
+        "vector": st.integers(0, 4),
         "kind": st.sampled_from(["text", "next-token", "candidates"]),
         "new": st.integers(1, 6),
     }
 )
 
 
+MEAN = Mean((State((9, 9), 1, 2), State((9, 9), 0, 2), State((8,), 0, 1)))
+
+
 def make(drawn: dict[str, Any]) -> Cell:
     ids, source = drawn["ids"], drawn["source"]
     state = State(source, len(source) // 2, drawn["layer"])
-    vector = (state, Zero(), Noise(state, 0, 0), Neutral(State((9, 9), 1, 2), state))[drawn["vector"]]
+    vector = (state, Zero(), Noise(state, 0, 0), Neutral(State((9, 9), 1, 2), state), MEAN)[drawn["vector"]]
     positions = tuple(sorted({position % len(ids) for position in drawn["positions"]}))
     answers = ((1,) * drawn["new"], (2,)) if drawn["kind"] == "candidates" else ()
     return cell(
@@ -167,6 +170,8 @@ def test_every_state_is_captured_once_in_one_pass_over_its_source(drawn: list[An
                 wanted.add(vector.like)
             if isinstance(vector, Neutral):
                 wanted.add(vector.state)
+            if isinstance(vector, Mean):
+                wanted.update(vector.states)
     assert found == Counter(wanted)
     assert all(state.ids == source.ids for source in passes for state in source.states)
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from patchscopes import spec
@@ -15,6 +15,7 @@ from patchscopes.spec import (
     Cell,
     Decoding,
     InspectionPrompt,
+    Mean,
     Neutral,
     Noise,
     Readout,
@@ -36,6 +37,7 @@ SAMPLED = replace(CELL, decoding=Decoding(temperature=1.0))
 # Plain numbers, of which the test makes the nouns: the check of their types draws random numbers of its own.
 ids = st.lists(st.integers(0, 3), min_size=1, max_size=3).map(tuple)
 states = st.tuples(ids, st.integers(0, 1), st.integers(0, 1))
+means = st.lists(states, min_size=1, max_size=3).map(tuple)
 vectors = st.tuples(st.sampled_from([State, Zero, Noise, Neutral]), states, states)
 
 
@@ -61,7 +63,21 @@ def test_identities_are_equal_exactly_where_vectors_are(first: Any, second: Any)
 def test_vectors_of_another_kind_with_the_same_fields_differ() -> None:
     bare = Zero()
     noise, neutral = Noise(STATE, 0, 0), Neutral(STATE, STATE)
-    assert len({written(vector).identity() for vector in (bare, noise, neutral, STATE)}) == 4
+    assert len({written(vector).identity() for vector in (bare, noise, neutral, STATE, Mean((STATE,)))}) == 5
+
+
+@given(first=means, second=means)
+@example(first=(((1,), 0, 0), ((2,), 0, 0)), second=(((1,), 0, 0),))
+def test_identities_of_means_are_equal_exactly_where_their_states_are(first: Any, second: Any) -> None:
+    one, other = (Mean(tuple(State(*state) for state in several)) for several in (first, second))
+    assert (written(one).identity() == written(other).identity()) == (first == second)
+    assert (one == other) == (first == second)
+    assert written(one).identity() == written(Mean(one.states)).identity()
+
+
+def test_the_digest_of_a_mean_is_the_same_on_every_machine() -> None:
+    """Digits from the first version: a change would silently give every mean another identity."""
+    assert Mean((STATE, State((9,), 0, 1))).digest.startswith("e05a1129015aad03")
 
 
 @pytest.mark.parametrize(

@@ -89,6 +89,16 @@ def test_sources_in_a_file_of_their_own_are_found_beside_the_specification(tmp_p
     assert "cannot read" in refused(written(tmp_path, {"sources_file": "data/absent.txt"}))
 
 
+def test_a_source_has_what_a_source_in_python_has(tmp_path: Path) -> None:
+    entry = {"text": "a", "item": "A", "kind": "letter", "candidates": ["b", "c"]}
+    (tmp_path / "sources.jsonl").write_text(json.dumps(entry))
+    for values in ({"sources": [entry]}, {"sources_file": "sources.jsonl"}):
+        (source,) = read_spec(written(tmp_path, values)).sources
+        assert source == Source("a", item="A", kind="letter", candidates=("b", "c"))
+    one = read_spec(written(tmp_path, {"sources": [{"text": "a", "candidates": "b, c"}]}))
+    assert one.sources[0].candidates == ("b, c",), "a text is one answer"
+
+
 BAD: list[tuple[dict[str, Any], str]] = [
     ({"sed": 1}, "unknown key 'sed'; did you mean seed?"),
     ({"max_new_token": 1}, "did you mean max_new_tokens?"),
@@ -112,6 +122,9 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"sources": ["a", 3]}, 'sources[1] needs a "text"'),
     ({"sources": [{"text": "a", "expct": "b"}]}, "sources[0] has unknown keys expct"),
     ({"sources": [{"text": "a", "at": [1]}]}, 'sources[0]: "at" must be'),
+    ({"sources": [{"text": "a", "item": 1}]}, 'sources[0]: "item" must be a text, not 1.'),
+    ({"sources": ["a", {"text": "a", "kind": True}]}, 'sources[1]: "kind" must be a text, not True.'),
+    ({"sources": [{"text": "a", "candidates": [1]}]}, 'sources[0]: "candidates" must be an answer or a list'),
     ({"sources_file": "words.txt"}, "both sources and sources_file are given"),
 ]
 

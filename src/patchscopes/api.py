@@ -178,8 +178,7 @@ def prepare(
         raise OptionError(f"the first argument is a model from load(), not a {type(model).__name__}: {model!r}.")
     answers = tuple(candidate.strip() for candidate in _strings(candidates))
     given = tuple(_source(text) for text in _several(sources))
-    scored = bool(answers) or any(source.candidates for source in given)
-    readout = readout or ("candidates" if scored else "text")
+    readout = readout or ("candidates" if answers or any(source.candidates for source in given) else "text")
     _check_choices(readout=(readout, get_args(ReadoutKind)), runner=(runner, RUNNERS), bos=(bos, BOS_CHOICES))
     same = isinstance(target_layers, str) and target_layers == "same"
     sweep = Sweep(

@@ -35,7 +35,9 @@ def refused(arguments: list[str], capsys: pytest.CaptureFixture[str], *said: str
         (["--source-layers", "x"], ["is no list of layers", "0-4,8"]),
         (["--max-new-tokens", "500"], ["beyond the model's context (128)", "ask for fewer new tokens"]),
         (["--max-new-tokens", "0"], ["it must be at least 1"]),
-        (["--controls", "shuffled"], ["unknown control 'shuffled'", "unpatched, self, zero"]),
+        (["--controls", "shuffle"], ["unknown control 'shuffle'", "unpatched, self, zero"]),
+        (["--controls", "shuffled"], ["shuffled needs at least 2 donors", "source 0 ('the cat of the cat') has 0"]),
+        (["--controls", "mean"], ["mean needs at least 2 donors", "leave mean out"]),
         (["--controls", ""], ["unknown control ''"]),
         (["--draws", "0"], ["draws is 0"]),
         (["--top-k", "100000"], ["top_k is 100000", "the size of the vocabulary"]),
@@ -92,6 +94,9 @@ def test_unreadable_sources(tiny_folder: Path, tmp_path: Path, capsys: pytest.Ca
     refused(given("keys.jsonl", b'{"text": "cat", "position": 3}\n'), capsys, "unknown keys position")
     refused(given("text.jsonl", b'{"at": 3}\n'), capsys, 'needs a "text"')
     refused(given("expect.jsonl", b'{"text": "cat", "expect": 3}\n'), capsys, '"expect" must be')
+    refused(given("item.jsonl", b'{"text": "cat", "item": 3}\n'), capsys, '"item" must be a text, not 3')
+    refused(given("kind.json", b'[{"text": "cat", "kind": ["x"]}]'), capsys, '"kind" must be a text')
+    refused(given("c.jsonl", b'{"text": "cat", "candidates": [1]}\n'), capsys, '"candidates" must be an answer or a')
     refused(["inspect", "--sources", str(tmp_path / "absent"), "--model", str(tiny_folder)], capsys, "cannot read")
     refused(["inspect", "cat", "--sources", str(tmp_path / "latin1")], capsys, "give one of them")
 

@@ -31,7 +31,9 @@ SOURCES = (
     "the Roman Empire in Europe",
     "the painter Leonardo da Vinci",
 )
-ALL_CONTROLS = ("unpatched", "self", "zero", "random", "random-state", "text-only")
+ALL_CONTROLS = (
+    "unpatched", "self", "zero", "random", "random-state", "shuffled", "mean", "text-only", "phrase-only"
+)  # fmt: skip
 AMPLE = Budget(2**32)
 
 
@@ -52,7 +54,7 @@ def test_engine_equals_reference_on_smollm2(smol: Model) -> None:
     """Prompts of unequal length and every control, in small batches and in one."""
     cells = cells_of(
         smol,
-        "I went to Spain",
+        ["I went to Spain", "I went to Japan", "the city of New York"],
         prompt=["entity-description", "The capital city of {} is"],
         source_layers=[0, 7, 30],
         max_new_tokens=5,
@@ -65,7 +67,7 @@ def test_engine_equals_reference_on_smollm2(smol: Model) -> None:
 
 
 def test_engine_equals_reference_on_gemma3(gemma: Model) -> None:
-    cells = cells_of(gemma, NAME, source_layers=[0, 6, 18], max_new_tokens=4, controls=ALL_CONTROLS)
+    cells = cells_of(gemma, SOURCES[:3], source_layers=[0, 6, 18], max_new_tokens=4, controls=ALL_CONTROLS)
     fast = run_cells(gemma, Engine(gemma), cells, AMPLE)
     slow = run_cells(gemma, Reference(gemma), cells, AMPLE)
     assert [i for i in range(len(cells)) if not same(fast[i], slow[i])] == []

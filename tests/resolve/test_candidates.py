@@ -237,3 +237,101 @@ def test_equal_cells_of_two_sources_are_scored_once(llama: Model) -> None:
 def test_expected_answers_are_matched_with_the_candidate(llama: Model) -> None:
     rows = inspect(llama, "the cat of Spain", source_layers=1, expect=["Hello", "Syria"], controls=())
     assert [row.expected for row in rows] == [True, False, True]
+
+
+# ----------------------------------------------------------------------------------------- candidates of a source's own
+
+CONTROLLED = ("unpatched", "zero", "shuffled", "text-only")
+OWN = (
+    Source("the cat of Spain", candidates=("hello", "the cat")),
+    Source("go to Wales", candidates=("Syria",)),
+    Source("the capital"),
+    Source("say hello", candidates=("the cat", "hello")),
+)
+
+
+def test_a_source_is_scored_by_its_own_candidates_else_the_calls(llama: Model) -> None:
+    requests = resolve(llama, replace(SWEEP, sources=OWN, source_layers=(1,))).requests
+    assert [(r.source_index, r.candidate) for r in requests] == [
+        (0, "hello"), (0, "the cat"), (1, "Syria"), (2, "hello"), (2, "the cat"), (2, "Syria"), (3, "the cat"),
+        (3, "hello"),
+    ]  # fmt: skip
+    for request in requests:
+        assert request.cell is not None
+        assert request.baseline is not None
+        assert request.baseline.candidates == request.cell.candidates
+        assert len(request.cell.candidates) == len(request.candidates)
+
+
+def test_controls_without_a_source_have_rows_for_each_set_once(llama: Model) -> None:
+    sweep = replace(SWEEP, sources=OWN, source_layers=(1, 2), controls=("unpatched", "zero"))
+    requests = resolve(llama, sweep).requests
+    each = [("hello", 2), ("the cat", 2), ("Syria", 1), ("hello", 3), ("the cat", 3), ("Syria", 3)]
+    assert [(r.candidate, len(r.candidates)) for r in requests if r.control == "unpatched"] == each
+    zero = [(r.target_layer, r.candidate, len(r.candidates)) for r in requests if r.control == "zero"]
+    assert zero == [(layer, *one) for layer in (1, 2) for one in each]
+    unused = replace(sweep, sources=(OWN[0], OWN[3]), candidates=())
+    assert [r.candidate for r in resolve(llama, unused).requests if r.control == "unpatched"] == ["hello", "the cat"]
+
+
+@pytest.mark.parametrize("runner", ["engine", "reference"])
+def test_rows_beside_are_of_the_items_candidates_and_their_own_baseline(llama: Model, runner: str) -> None:
+    results = inspect(llama, OWN, candidates=["Syria", "hello"], source_layers=1, controls=CONTROLLED, runner=runner)
+    reference = Reference(llama)
+    prompt = tokenize(llama, "the capital of x is")
+    for row in results:
+        assert row.candidate is not None
+        assert row.logprob is not None
+        answer = continuation(llama, prompt, row.candidate, chat=False)
+        without = reference._logprob(prompt.ids, answer)
+        assert row.logprob_minus_unpatched == pytest.approx(row.logprob - without, abs=1e-3)
+        if row.source_index is not None:
+            assert row.candidate in (OWN[row.source_index].candidates or ("Syria", "hello"))
+    assert {len(rows) for key, rows in by_cell(results).items() if key[:2] == ("shuffled", 1)} == {1}
+    cells = {row.cell: row for row in results if row.source_index == 0 and row.control is None}
+    assert len(cells) == 1
+
+
+def test_a_donors_state_is_scored_with_the_items_candidates(llama: Model) -> None:
+    options = {"candidates": (), "source_layers": 2, "controls": ("shuffled",)}
+    both = inspect(llama, [Source(s.text, candidates=("hello", "the cat")) for s in OWN], **options)
+    own = {row.source_index: row.cell for row in both if row.control is None}
+    drawn = {row.source_index: row.cell for row in both if row.control == "shuffled"}
+    assert all(drawn[index] in own.values() and drawn[index] != own[index] for index in own)
+    sources = [replace(s, candidates=("hello", "the cat") if index == 0 else ("Syria",)) for index, s in enumerate(OWN)]
+    (first, second, *_) = [row for row in inspect(llama, sources, **options) if row.control == "shuffled"]
+    same = [row for row in both if row.control == "shuffled"][:2]
+    assert [first.candidate, second.candidate] == ["hello", "the cat"]
+    assert [first.logprob, second.logprob] == pytest.approx([row.logprob for row in same], abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("sources", "candidates", "said"),
+    [
+        (
+            OWN,
+            (),
+            r"source 2 \('the capital'\) has no candidates, and the call has none.*3 of 4 sources have their own",
+        ),
+        ((Source("cat"), Source("x", candidates=("a", " "))), ("b",), "^source 1: a candidate is empty; give at least"),
+        ((Source("x", candidates=("a", "b", "a")),), (), "^source 0: candidate 'a' is named twice; name each once"),
+    ],
+)
+def test_what_is_wrong_with_a_sources_candidates(
+    llama: Model, sources: tuple[Source, ...], candidates: tuple[str, ...], said: str
+) -> None:
+    with pytest.raises(errors.OptionError, match=said):
+        inspect(llama, sources, candidates=candidates, readout=None)
+
+
+def test_candidates_of_a_source_choose_the_readout_and_no_other_takes_them(llama: Model) -> None:
+    rows = inspect(llama, Source("cat", candidates=(" hello ",)), candidates=(), readout=None, source_layers=1)
+    assert {row.candidate for row in rows} == {"hello"}, "outer spaces are dropped, as of the call's"
+    with pytest.raises(errors.OptionError, match="source 0 has candidates, and readout 'text' does not score them"):
+        inspect(llama, Source("cat", candidates=("hello",)), candidates=(), readout="text")
+
+
+def test_a_failed_source_has_a_row_for_each_of_its_candidates(llama: Model) -> None:
+    bad = Source("the cat", at="Wales", candidates=("Syria", "hello"))
+    rows = [row for row in inspect(llama, [bad, "the cat"], source_layers=1) if row.status == "failed"]
+    assert [row.candidate for row in rows] == ["Syria", "hello"]

@@ -12,6 +12,7 @@ from tokenizers import processors
 
 from conftest import tiny_model
 from odd_tokenizers import model_with
+from patchscopes.errors import PositionError
 from patchscopes.models import Model, wrap_in_memory
 from patchscopes.prompts import find_prompt, resolve_positions, tokenize
 from patchscopes.resolve import CONTROLS, resolve
@@ -166,6 +167,54 @@ def test_text_only_retokenises_the_text_in_the_prompt(llama: Model) -> None:
     assert request.cell.target_ids == tokenize(llama, f"{text}; {text} is").ids
     assert request.cell.write is None
     assert request.target_positions == ()
+
+
+@pytest.mark.parametrize(
+    ("text", "at", "bos", "expected"),
+    [
+        ("the capital of Spain is", "capital of Spain", "auto", ["capital of Spain"]),
+        ("the capital of Spain is", "span:capital of Spain", "auto", ["capital of Spain"] * 3),
+        ("the cat of the cat", "the cat#2", "auto", ["the cat"]),
+        ("the cat of 3", "text:3", "auto", ["3"]),
+        ("the capital of Spain is", r"re:of \w+ ?", "auto", None),
+        ("the capital of Spain is", r"re: of \w+", "auto", ["of Spain"]),
+        ("the capital of Spain is", r"span:re:of \w+", "auto", ["of Spain"] * 2),
+        ("the capital of Spain is", "last", "auto", ["is"]),
+        ("the cat of Spain", 1, "auto", ["cat"]),
+        ("the cat of", "all", "auto", ["the", "cat", "of"]),
+        ("the cat", "all", "always", ["", "the", "cat"]),
+        ("<user>the cat<eos> of", "all", "auto", ["", "the", "cat", "", "of"]),
+        ("the<eos> cat", "span:the<eos> cat", "auto", ["the cat"] * 3),
+    ],
+)
+def test_the_phrase_of_a_point_is_what_marks_it(
+    llama: Model, text: str, at: str | int, bos: str, expected: list[str] | None
+) -> None:
+    sweep = replace(SWEEP, sources=(Source(text, at=at),), bos=bos, controls=("phrase-only",))  # type: ignore[arg-type]
+    if expected is None:
+        with pytest.raises(PositionError):
+            resolve(llama, sweep)
+        return
+    rows = list(controls(llama, "phrase-only", sweep))
+    assert len(rows) == len(expected)
+    for row, phrase in zip(rows, expected, strict=True):
+        if not phrase:
+            assert (row.status, row.cell) == ("failed", None)
+            assert (row.reason or "").startswith("no text is marked by token")
+            continue
+        assert row.cell is not None
+        assert row.cell.write is None
+        assert row.cell.target_ids == tokenize(llama, f"the capital of {phrase} is", bos=bos).ids  # type: ignore[arg-type]
+
+
+def test_phrase_only_stands_at_every_placeholder_once_a_prompt_however_many_layers(llama: Model) -> None:
+    source = Source("hello {} of Spain", at="{} of Spain")
+    sweep = replace(SWEEP, sources=(source,), prompts=(PROMPT, find_prompt("{}; {} is")), draws=3)
+    one, two = controls(llama, "phrase-only", sweep)
+    assert one.cell is not None
+    assert two.cell is not None
+    assert two.cell.target_ids == tokenize(llama, "{} of Spain; {} of Spain is").ids
+    assert (one.source_index, one.position, one.source_layer, one.target_layer) == (0, 5, None, None)
 
 
 def test_text_only_beyond_the_context_is_a_failed_row(llama: Model) -> None:

@@ -45,7 +45,9 @@ def cells(resolved: Resolved) -> list[Request]:
         ({"sources": sources(Source(TEXT, expect=("",)))}, "an expected answer is empty"),
         ({"controls": ("zero", "zero")}, "a control is named twice"),
         ({"controls": ("Zero",)}, "unknown control 'Zero'; the controls are unpatched, self"),
-        ({"controls": ("shuffled",)}, "unknown control 'shuffled'"),
+        ({"controls": ("shuffle",)}, "unknown control 'shuffle'; .*, shuffled, mean, text-only, phrase-only"),
+        ({"sources": sources(Source(TEXT, item=" "))}, "source 0: its item is empty; name it, or leave it out"),
+        ({"sources": sources(TEXT, Source(TEXT, kind=""))}, "source 1: its kind is empty"),
     ],
 )
 def test_option_errors(llama: Model, change: dict[str, object], reason: str) -> None:

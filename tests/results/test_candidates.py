@@ -14,9 +14,11 @@ import pytest
 from matplotlib.figure import Figure
 
 import patchscopes as ps
+from conftest import tiny_model
 from patchscopes.errors import OptionError
 from patchscopes.models import Model
 from patchscopes.results import Results, row_from_json, row_to_json
+from patchscopes.results.blocks import Beside, blocks_of
 from patchscopes.results.entry import Entry, listed, nats
 from patchscopes.results.table import as_html, as_text
 from patchscopes.spec import SCHEMA, Row
@@ -269,3 +271,77 @@ def test_results_of_a_model_are_shown(tiny: Callable[..., Model]) -> None:
         assert [line.find(part) for part in parts] == sorted(line.find(part) for part in parts)
         assert min(line.find(part) for part in parts) > 0
     assert given.plot(source_index=1).axes
+
+
+def of_two_sets(**options: object) -> Results:
+    """Two sources with sets of candidates of their own, of unequal length, and a third with the first one's, turned."""
+    sources = [
+        ps.Source("say the cat", candidates=("cat", "hello", "hello Spain")),
+        ps.Source("go to Spain", candidates=("Wales", "hello"), expect=("Wales",)),
+        ps.Source("of Wales", at="Wales", candidates=("hello Spain", "cat", "hello")),
+    ]
+    return ps.inspect(
+        tiny_model("llama"),
+        sources,
+        prompt="the capital of {} is",
+        controls=("unpatched", "zero", "shuffled"),
+        **options,
+    )
+
+
+def test_each_table_has_the_controls_of_its_own_candidates() -> None:
+    given = of_two_sets(source_layers=[1, 2])
+    blocks, rest = blocks_of(given, max_blocks=9, max_lines=99)
+    assert (len(blocks), rest) == (3, None), "and none of controls without a cell"
+    for block, names in zip(
+        blocks, ({"cat", "hello", "hello Spain"}, {"Wales", "hello"}, {"cat", "hello", "hello Spain"}), strict=True
+    ):
+        assert [column.name for column in block.columns if column.role == "text"] == [
+            f"likeliest of {len(names)}: ln p (Δ)"
+        ]
+        (said,) = [said for name, said in block.once if name == "unpatched"]
+        shown = [said.parts, *(line[i].parts for line in block.lines for i, c in enumerate(block.columns) if c.wide)]
+        for parts in shown:
+            assert not parts or {part.removeprefix("✓").rsplit(" −", 1)[0].split(" −")[0] for part in parts} == names
+    shown = as_text(given, 300)
+    assert "expected answer is the likeliest of 2–3 candidates" in shown
+    assert "a row per cell and candidate, of 2–3" in shown
+
+
+def test_a_figure_has_the_candidates_of_its_own_source_in_their_order() -> None:
+    given = of_two_sets()
+    for index, names in (
+        (0, ["cat", "hello", "hello Spain"]),
+        (1, ["Wales", "hello"]),
+        (2, ["hello Spain", "cat", "hello"]),
+    ):
+        figure = given.plot(source_index=index)
+        labels = [label.get_text().removeprefix("✓ ").split("  ")[0] for label in figure.axes[0].get_yticklabels()]
+        assert labels == names
+        assert [axes.get_title(loc="left") for axes in figure.axes] == ["the state of the source", "zero", "shuffled"]
+        of = {
+            r.candidate: r
+            for r in given
+            if r.control == "zero" and r.target_layer == 1 and r.cell in beside(given, names)
+        }
+        for y, name in enumerate(names):
+            assert numbers(figure, 1)[1, y] == nats(of[name].logprob_minus_unpatched, signed=True)
+        assert any(f"the likeliest of the {len(names)} candidates" in text.get_text() for text in figure.texts)
+
+
+def beside(given: Results, names: list[str]) -> set[str | None]:
+    """The cells that score just these."""
+    found: dict[str | None, set[str | None]] = {}
+    for row in given:
+        found.setdefault(row.cell, set()).add(row.candidate)
+    return {cell for cell, candidates in found.items() if candidates == set(names)}
+
+
+def test_of_a_slice_a_control_stands_beside_what_is_left_of_its_cell() -> None:
+    given = of_two_sets(source_layers=[1])
+    cells = [row for row in given if row.source_index == 1 and row.control is None][:1]
+    kept = results(*cells, *[row for row in given if row.control == "unpatched"])
+    found = Beside(kept).row("unpatched", cells[0])
+    assert found is not None
+    assert (found.candidate, found.cell in beside(given, ["Wales", "hello"])) == ("Wales", True)
+    assert len(Beside(kept).alone(kept)) == 1, "the other set's has no cell here, and is shown by itself"

@@ -58,6 +58,7 @@ def random_state(grid: Grid) -> Iterator[Request]:
 def shuffled(grid: Grid) -> Iterator[Request]:
     """The raw state of a donor, a place of another item's source, at the cell's own layer: one donor for each draw."""
     donors = Donors(grid, "shuffled")
+    donors.check_draws(grid.points)
     drawn = {(point.source_index, point.position): donors.drawn(point) for point in grid.points}
 
     def donated(point: Point, state: State, draw: int) -> Vector:

@@ -4,7 +4,7 @@ A source's donors are the places (ids, position) that sources of its kind have a
 order, whatever the order of the sources.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from patchscopes.errors import OptionError
 from patchscopes.resolve.grid import Grid, Point
@@ -33,20 +33,22 @@ class Donors:
         self._states: dict[tuple[str | None, int], list[State]] = {}
         self._means: dict[tuple[Key, int], Mean] = {}
 
-    def drawn(self, point: Point) -> list[Place]:
-        """A donor per draw, no two alike. Their order hangs on the seed and the point alone, never on a layer.
-
-        Raises OptionError where there are fewer than two, or than draws.
-        """
-        pool, seed, draws = self._pool(point), self._sweep.seed, self._sweep.draws
-        if len(pool) < draws:
+    def check_draws(self, points: Sequence[Point]) -> None:
+        """Raise OptionError where a point has fewer than two donors, or fewer than there are draws."""
+        fewest = min(points, key=lambda point: len(self._pool(point)))
+        n_donors = len(self._pool(fewest))
+        if n_donors < self._sweep.draws:
             raise OptionError(
-                f"{self._control} is asked for {draws} draws, each another donor, and {_named(point)} has "
-                f"{len(pool)} donors; ask for at most {len(pool)} draws, or give more sources."
+                f"{self._control} is asked for {self._sweep.draws} draws, each another donor, and {_named(fewest)} has "
+                f"only {n_donors} donors; ask for at most {n_donors} draws, or give more sources."
             )
-        order = philox("shuffled", seed, point.tokenized.ids, point.position).permutation(len(pool))
-        places = self._places[point.kind]
-        return [places[pool[int(k)]] for k in order[:draws]]
+
+    def drawn(self, point: Point) -> list[Place]:
+        """A donor per draw, no two alike. Their order hangs on the seed and the point alone, never on a layer."""
+        pool, places = self._pool(point), self._places[point.kind]
+        key = ("shuffled", self._sweep.seed, point.tokenized.ids, point.position)
+        order = philox(*key).permutation(len(pool))
+        return [places[pool[int(k)]] for k in order[: self._sweep.draws]]
 
     def mean(self, point: Point, layer: int) -> Mean:
         """The mean of all donors' states at `layer`. Raises OptionError where there are fewer than two."""
