@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from patchscopes import errors
-from patchscopes.analysis.intervals import by_subject, mean_interval, mean_intervals
+from patchscopes.analysis.intervals import by_subject, mean_interval, mean_intervals, peak_interval
 
 
 def clustered(rng: np.random.Generator, n_subjects: int, n_items: int, rate: float) -> np.ndarray:
@@ -110,3 +110,12 @@ def test_sums_by_subject() -> None:
 def test_what_has_no_mean_is_refused(values: list[float], subjects: list[str], message: str) -> None:
     with pytest.raises(errors.OptionError, match=message):
         mean_interval(values, subjects, seed=0)
+
+
+def test_the_peak_of_a_curve_and_how_sure_it_is() -> None:
+    rng = np.random.default_rng(8)
+    curve = np.array([0.1, 0.2, 0.6, 0.2, 0.1])
+    clear = peak_interval(curve + rng.normal(0, 0.1, (80, 5)), list(range(80)), range(5), seed=0)
+    assert (clear.estimate, clear.low, clear.high) == (2, 2, 2)
+    flat = peak_interval(rng.normal(0, 1, (80, 5)), list(range(80)), range(5), seed=0)
+    assert flat.high - flat.low >= 3

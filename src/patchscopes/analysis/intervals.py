@@ -79,6 +79,23 @@ def mean_intervals(
     return [interval for interval in found if interval is not None]
 
 
+def peak_interval(values: ArrayLike, subjects: Sequence[Hashable], at: Sequence[float], *, seed: int) -> Interval:
+    """Where the mean curve over items is highest: one of `at`, the first of equals, with a percentile interval.
+
+    values (item × column), `at` one position a column. Subjects are resampled, and the curve's peak is found each time.
+    """
+    table = np.asarray(values, dtype=np.float64)
+    _check(table, subjects, None)
+    sums, sizes = by_subject(table, subjects)
+    where = np.asarray(at, dtype=np.float64)
+    drawn = np.random.default_rng(seed).multinomial(len(sizes), np.full(len(sizes), 1 / len(sizes)), N_RESAMPLES)
+    peaks = where[((drawn @ sums) / (drawn @ sizes)[:, None]).argmax(axis=1)]
+    tail = (1 - LEVEL) / 2
+    low, high = np.quantile(peaks, [tail, 1 - tail], method="nearest")
+    estimate = float(where[table.mean(axis=0).argmax()])
+    return Interval(estimate, float(low), float(high), len(table), len(sizes))
+
+
 def by_subject(values: Floats, subjects: Sequence[Hashable]) -> tuple[Floats, Floats]:
     """Sums of items (subject × column) and numbers of items (subject), in order of first appearance."""
     order = {subject: k for k, subject in enumerate(dict.fromkeys(subjects))}

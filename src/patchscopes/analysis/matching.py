@@ -18,6 +18,7 @@ Turkish dotted İ.
 import re
 import unicodedata
 from collections.abc import Sequence
+from functools import lru_cache
 
 from patchscopes.errors import OptionError
 
@@ -47,7 +48,7 @@ def matches(text: str, answers: Sequence[str]) -> bool:
     Raises OptionError for an answer without any character, whatever the other answers are.
     """
     folded_answers = [_folded_answer(answer) for answer in ([answers] if isinstance(answers, str) else answers)]
-    folded = fold(text)
+    folded = _folded(text)
     return any(_contains(folded, answer) for answer in folded_answers)
 
 
@@ -67,8 +68,14 @@ def fold(text: str) -> str:
     return " ".join(unicodedata.normalize("NFKC", folded).translate(_TYPOGRAPHY).split())
 
 
+@lru_cache(maxsize=1 << 16)
+def _folded(text: str) -> str:
+    """As `fold`, for texts that are matched with many answers and answers that are matched with many texts."""
+    return fold(text)
+
+
 def _folded_answer(answer: str) -> str:
-    folded = fold(answer)
+    folded = _folded(answer)
     if not folded:
         raise OptionError(f"an expected answer is empty: {answer!r}; give at least one character that can be seen.")
     return folded

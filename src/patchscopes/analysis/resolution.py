@@ -8,6 +8,7 @@ import math
 import warnings
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -53,7 +54,7 @@ def hits(own: ArrayLike, unpatched: ArrayLike, donors: ArrayLike) -> NDArray[np.
 def resolution_layers(found: ArrayLike, layers: Sequence[int]) -> list[Resolved]:
     """Per item of `found` (item × layer), the resolution layer. Raises OptionError unless `layers` are consecutive."""
     table = np.asarray(found, bool)
-    if any(b != a + 1 for a, b in zip(layers, layers[1:], strict=False)) or table.shape[1] != len(layers):
+    if any(b != a + 1 for a, b in pairwise(layers)) or table.shape[1] != len(layers):
         raise OptionError(f"a resolution layer needs consecutive layers, one a column; given were {list(layers)}.")
     both = table[:, :-1] & table[:, 1:]
     at = [np.flatnonzero(row) for row in both]

@@ -19,6 +19,7 @@ from patchscopes.cli.look import demo_command, prompts_command, tokens_command
 from patchscopes.cli.models import models_group
 from patchscopes.cli.run import run_command
 from patchscopes.cli.show import show_command
+from patchscopes.cli.study import study_command
 from patchscopes.errors import PatchscopesError, PatchscopesWarning
 
 EXIT_OURS, EXIT_USER, EXIT_INTERRUPTED = 1, 2, 130
@@ -37,6 +38,7 @@ for command in (
     inspect_command,
     run_command,
     show_command,
+    study_command,
     models_group,
     prompts_command,
     tokens_command,

@@ -32,6 +32,14 @@ _PROMPTS = (
         about="what entity a state stands for, in a full sentence",
     ),
     InspectionPrompt(
+        "Q: Who or what is Syria?\nA: Country in the Middle East.\nQ: Who or what is Leonardo DiCaprio?\nA: American "
+        "actor.\n"
+        "Q: Who or what is Samsung?\nA: South Korean company that makes electronics.\nQ: Who or what is {}?\nA:",
+        name="question-description",
+        placeholder="x",
+        about="what entity a state stands for, as the answer to a question",
+    ),
+    InspectionPrompt(
         "Message: {} {} {} {} {}\nIn one sentence, what is the message about?",
         name="selfie",
         placeholder="x",

@@ -1,0 +1,80 @@
+"""`patchscopes study`: a study by name, on a model, into a folder."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from patchscopes.run import Session
+    from patchscopes.spec import Row
+
+
+@click.command("study")
+@click.argument("name")
+@click.option(
+    "--model", "model_name", default="smollm2-135m", show_default=True, help="A registry name, path or hub id."
+)
+@click.option("--data", default=None, type=click.Path(), help="Your own data, in one of the forms of docs/data.md.")
+@click.option("--quick", is_flag=True, help="Fewer items and layers: minutes on two cores.")
+@click.option(
+    "--out", default=None, type=click.Path(), help="Where to write; by default patchscopes-studies/NAME-MODEL."
+)
+@click.option("--seed", default=0, show_default=True, help="Of splits, draws and resampling.")
+@click.option("--memory", default=None, metavar="SIZE", help="What it may take beside the weights, such as 8GiB.")
+@click.option("--dtype", default="float32", show_default=True, help="float32, bfloat16 or float16.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda:1, mps.")
+def study_command(
+    name: str,
+    model_name: str,
+    data: str | None,
+    quick: bool,
+    out: str | None,
+    seed: int,
+    memory: str | None,
+    dtype: str,
+    device: str,
+) -> int:
+    """Run a study: entity-resolution.
+
+    Writes summary.json, a page in words, a walk through one item, tables and figures; says what it costs before it
+    starts. The same command again does only what remains.
+    """
+    from patchscopes.studies import find_study
+
+    study = find_study(name)
+    from pathlib import Path
+
+    from patchscopes import api
+    from patchscopes.sizes import parse_bytes
+
+    label = Path(model_name).name + ("-quick" if quick else "")
+    folder = Path(out) if out is not None else Path("patchscopes-studies") / f"{name}-{label}"
+    model = api.load(model_name, dtype=dtype, device=device, notify=_tell)
+    report = study.run(
+        model,
+        data=data,
+        quick=quick,
+        out=folder,
+        seed=seed,
+        memory_bytes=None if memory is None else parse_bytes(memory),
+        watch=_watch,
+        tell=_tell,
+    )
+    click.echo(report.pages["page"])
+    click.echo(f"all of it is in {folder}: page.md, walk.md, summary.json, tables, figures", err=True)
+    return 0
+
+
+def _tell(message: str) -> None:
+    click.echo(message, err=True)
+
+
+@contextmanager
+def _watch(session: "Session") -> "Iterator[Callable[[Row], None]]":
+    from patchscopes.cli.progress import announce, progress
+
+    announce(session)
+    with progress(session) as advance:
+        yield advance

@@ -1,0 +1,26 @@
+"""The studies: each names Sweeps, scores their Results, and writes tables, figures, findings and a page in words.
+
+    from patchscopes.studies import entity_resolution
+    report = entity_resolution.run(model, quick=True, out="entities")
+
+On the command line: `patchscopes study NAME --model M [--data PATH] [--quick] [--out DIR]`.
+"""
+
+from collections.abc import Mapping
+from importlib import import_module
+from types import MappingProxyType, ModuleType
+
+from patchscopes.errors import OptionError
+
+STUDIES: Mapping[str, str] = MappingProxyType(
+    {
+        "entity-resolution": "at which layer a name becomes the entity that it names",
+    }
+)
+
+
+def find_study(name: str) -> ModuleType:
+    """The module of the study of that name. Raises OptionError where there is none."""
+    if name not in STUDIES:
+        raise OptionError(f"there is no study {name!r}; the studies are {', '.join(STUDIES)}.")
+    return import_module(f"patchscopes.studies.{name.replace('-', '_')}")

@@ -1,0 +1,247 @@
+"""What entity-resolution runs: which entities, read where, written where, through which inspection prompts.
+
+Every name stands at the end of a carrier sentence, so that it is never the first token (rule 6); the bare name alone is
+a stage of its own. Donors are entities of the same type. One part of the entities only chooses ℓ* and the ℓ of the
+headline; the figures come from the others.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from patchscopes.analysis.matching import matches
+from patchscopes.data import Entity, Exclusion
+from patchscopes.prompts import find_prompt
+from patchscopes.rng import philox
+from patchscopes.spec import Readout, Source, Sweep
+from patchscopes.studies.setup import Setup, Stage
+
+CARRIER = "All of them were talking about {}"
+# The first is the paper's and the one that chooses; the range over all three is rule 23's uncertainty.
+PROMPTS = ("entity-description", "sentence-description", "question-description")
+DRAWS = 5
+FEWEST = DRAWS + 1  # of a type in a part: each needs so many donors
+
+
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """How much is run. `None` for a number of entities is all of them."""
+
+    n_reported: int | None
+    n_choosing: int
+    max_new_tokens: int
+    n_coarse: int  # layers at which every control is run
+    step: int  # between the layers of stages that need no neighbours
+    target_shares: tuple[float, ...]  # the ℓ* to choose from, as shares of depth
+    n_surprisal: int  # entities whose descriptions are scored, which takes longer than texts
+    surprisal_step: int  # between the ℓ at which they are
+
+
+FULL = Scale(
+    n_reported=None,
+    n_choosing=60,
+    max_new_tokens=16,
+    n_coarse=4,
+    step=2,
+    target_shares=(0, 1 / 30, 0.1, 0.2),
+    n_surprisal=80,
+    surprisal_step=3,
+)
+QUICK = Scale(
+    n_reported=30,
+    n_choosing=30,
+    max_new_tokens=10,
+    n_coarse=2,
+    step=4,
+    target_shares=(0, 0.1),
+    n_surprisal=20,
+    surprisal_step=10,
+)
+
+
+@dataclass(frozen=True)
+class Design:
+    """The entities of each part, with the layers of every stage. Layers are ℓ and ℓ*, 0…n_layers."""
+
+    setup: Setup
+    scale: Scale
+    choosing: tuple[Entity, ...]
+    reported: tuple[Entity, ...]
+    excluded: tuple[Exclusion, ...]
+    seen: int  # entities with data, before they were thinned
+
+    @classmethod
+    def of(cls, setup: Setup, entities: Sequence[Entity]) -> "Design":
+        """Deal the entities, types evenly, to the choosing and the reported part."""
+        scale = QUICK if setup.quick else FULL
+        usable, excluded = _usable(entities)
+        by_type: dict[str, list[Entity]] = {}
+        for index in philox("entities", setup.seed).permutation(len(usable)):
+            by_type.setdefault(usable[index].type, []).append(usable[index])
+        choosing: list[Entity] = []
+        reported: list[Entity] = []
+        for kind, group in by_type.items():
+            if len(group) < 2 * FEWEST:
+                reason = f"fewer than {2 * FEWEST} entities of its type: each part needs {DRAWS} donors"
+                excluded.extend(Exclusion(entity.name, reason) for entity in group)
+                by_type[kind] = []
+                continue
+            n = min(max(scale.n_choosing // len(by_type), FEWEST), len(group) - FEWEST)
+            choosing.extend(group[:n])
+            most = None if scale.n_reported is None else max(scale.n_reported // len(by_type), FEWEST)
+            reported.extend(_with_parts(group[n:], most))
+        seen = sum(map(len, by_type.values()))
+        return cls(setup, scale, tuple(choosing), tuple(reported), tuple(excluded), seen)
+
+    @property
+    def n_layers(self) -> int:
+        """Blocks of the model."""
+        return self.setup.model.n_layers
+
+    @property
+    def target_candidates(self) -> tuple[int, ...]:
+        """The early ℓ* to choose from."""
+        return tuple(dict.fromkeys(round(share * self.n_layers) for share in self.scale.target_shares))
+
+    @property
+    def every_layer(self) -> tuple[int, ...]:
+        """ℓ from 0 to the last but one: written at the last layer, most prompts are read elsewhere (rule 12)."""
+        return tuple(range(self.n_layers))
+
+    @property
+    def stepped(self) -> tuple[int, ...]:
+        """Every `step`-th ℓ."""
+        return tuple(range(0, self.n_layers, self.scale.step))
+
+    def surprisal_layers(self, headline: int) -> tuple[int, ...]:
+        """The ℓ at which descriptions are scored, the headline's among them."""
+        return tuple(sorted({*range(0, self.n_layers, self.scale.surprisal_step), headline}))
+
+    def described(self) -> list[Entity]:
+        """The reported entities whose descriptions are scored: as many of each type as there are donors for."""
+        by_type: dict[str, list[Entity]] = {}
+        for entity in self.reported:
+            by_type.setdefault(entity.type, []).append(entity)
+        n = max(self.scale.n_surprisal // len(by_type), FEWEST)
+        return [entity for group in by_type.values() for entity in group[:n]]
+
+    def coarse(self, *more: int) -> tuple[int, ...]:
+        """The ℓ at which every control is run, and `more`."""
+        n = self.scale.n_coarse
+        return tuple(sorted({round((k + 0.5) * self.n_layers / n) for k in range(n)} | set(more)))
+
+    def stages(self, target_layer: int, headline: int) -> list[Stage]:
+        """All stages after the choice of ℓ* and of the headline's ℓ."""
+        stages = [
+            self._stage("same", self.every_layer, None, prompts=PROMPTS[:1]),
+            self._stage("fixed", self.every_layer, target_layer),
+            self._controls(self.coarse(headline), target_layer),
+            self._surprisal(self.surprisal_layers(headline), target_layer),
+            self._stage("bare", self.stepped, target_layer, carrier="{}", prompts=PROMPTS[:1]),
+        ]
+        return [*stages, self._short(target_layer)] if self.paired() else stages
+
+    def choice(self) -> Stage:
+        """The stage that chooses: the choosing part at every candidate ℓ*."""
+        sweep = self._sweep(
+            [source(e) for e in self.choosing],
+            self.stepped,
+            self.target_candidates,
+            PROMPTS[:1],
+            ("unpatched", "shuffled"),
+        )
+        return Stage("choice", sweep)
+
+    def paired(self) -> list[Entity]:
+        """The reported entities with a shorter, bare form; none where they are too few to be each other's donors."""
+        paired = [entity for entity in self.reported if entity.bare]
+        return paired if len(paired) >= FEWEST else []
+
+    def _stage(
+        self,
+        name: str,
+        layers: Sequence[int],
+        target: int | None,
+        *,
+        carrier: str = CARRIER,
+        prompts: Sequence[str] = PROMPTS,
+    ) -> Stage:
+        sources = [source(entity, carrier=carrier) for entity in self.reported]
+        controls = ("unpatched", "shuffled", "text-only", "phrase-only")
+        return Stage(name, self._sweep(sources, layers, None if target is None else (target,), prompts, controls))
+
+    def _controls(self, layers: Sequence[int], target: int) -> Stage:
+        controls = ("self", "zero", "random", "random-state", "mean")
+        sources = [source(entity) for entity in self.reported]
+        return Stage("controls", self._sweep(sources, layers, (target,), PROMPTS[:1], controls))
+
+    def _short(self, target: int) -> Stage:
+        """The bare forms, in the carrier: "Diana" where the entity's own name is "Diana, Princess of Wales".
+
+        Few types have enough of them, so that their donors are of any type.
+        """
+        sources = [replace(source(entity, name=entity.bare), kind=None) for entity in self.paired()]
+        return Stage("short", self._sweep(sources, self.stepped, (target,), PROMPTS[:1], ("unpatched", "shuffled")))
+
+    def _surprisal(self, layers: Sequence[int], target: int) -> Stage:
+        """How surprised the patched model is by the entity's description, the answer to a question."""
+        sources = [source(entity, candidates=(entity.description,)) for entity in self.described()]
+        sweep = self._sweep(sources, layers, (target,), PROMPTS[2:], ("unpatched", "shuffled"), Readout("candidates"))
+        return Stage("surprisal", sweep)
+
+    def _sweep(
+        self,
+        sources: Sequence[Source],
+        layers: Sequence[int],
+        targets: Sequence[int] | None,
+        prompts: Sequence[str],
+        controls: Sequence[str],
+        readout: Readout | None = None,
+    ) -> Sweep:
+        return Sweep(
+            tuple(sources),
+            tuple(find_prompt(name) for name in prompts),
+            tuple(layers),
+            target_layers=None if targets is None else tuple(targets),
+            readout=readout or Readout(),
+            decoding=self.setup.decoding(self.scale.max_new_tokens),
+            controls=tuple(controls),
+            draws=DRAWS,
+            seed=self.setup.seed,
+        )
+
+
+def source(
+    entity: Entity, *, name: str | None = None, carrier: str = CARRIER, candidates: tuple[str, ...] = ()
+) -> Source:
+    """The sentence whose last word is the entity (by its bare form where `name` is given), read at that word."""
+    said = name or entity.name
+    return Source(
+        carrier.format(said),
+        at=f"text:{said}",
+        expect=entity.keywords,
+        item=entity.name,
+        kind=entity.type,
+        candidates=candidates,
+    )
+
+
+def _with_parts(entities: Sequence[Entity], n: int | None) -> list[Entity]:
+    """`n` entities (None: all), half of them with a misleading part where there are as many."""
+    if n is None:
+        return list(entities)
+    with_part = [entity for entity in entities if entity.part]
+    some = with_part[: n // 2]
+    others = [entity for entity in entities if entity not in some]
+    return some + others[: n - len(some)]
+
+
+def _usable(entities: Sequence[Entity]) -> tuple[list[Entity], list[Exclusion]]:
+    """Entities that the inspection prompts do not already speak of."""
+    usable, excluded = [], []
+    texts = [find_prompt(name).text for name in PROMPTS]
+    for entity in entities:
+        if any(matches(text, (entity.name, *entity.keywords)) for text in texts):
+            excluded.append(Exclusion(entity.name, "the name or a keyword stands in an inspection prompt"))
+        else:
+            usable.append(entity)
+    return usable, excluded

@@ -1,0 +1,229 @@
+"""The report of entity-resolution: figures, the page in words, and one entity walked through its layers."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from patchscopes.analysis.intervals import Interval
+from patchscopes.studies.entity_resolution.design import CARRIER, DRAWS, PROMPTS
+from patchscopes.studies.entity_resolution.findings import STAGES, Scored
+from patchscopes.studies.figures import Bar, Curve, Panel, bars, draw
+from patchscopes.studies.report import Finding, shown
+
+NOTE = "Bars: 95 % bootstrap over entities."
+GAINS = {"adjusted": "other entities (shuffled)", "minus-unpatched": "no write (unpatched)"}
+TITLES = {"same": "ℓ* = ℓ", "fixed": "ℓ* fixed"}
+
+
+def figures(scored: Scored, table: pd.DataFrame, findings: Sequence[Finding]) -> dict[str, Figure]:
+    """Curves by layer, part against entity, resolution over depth, and the headline beside its controls."""
+    depth = scored.design.n_layers
+    half = ((depth / 2, "half the depth"),)
+    found = {}
+    for score, label in (("keyword", "keyword rate, control-adjusted"), ("rouge_l", "RougeL, control-adjusted")):
+        panels = [
+            Panel(
+                f"{title}{'' if stage == 'same' else f' = {scored.choice.target_layer}'}",
+                [_curve(table, stage, prompt, score, "adjusted", prompt) for prompt in STAGES[stage]],
+                label, zero=0.0, marks=half,
+            )
+            for stage, title in TITLES.items()
+        ]  # fmt: skip
+        found[score.replace("_", "-")] = draw(panels, note=NOTE)
+    if any(entity.part for entity in scored.entities):
+        names = {"part": "misleading part", "type": "kind of thing", "keyword": "the entity itself"}
+        panels = [
+            Panel(
+                title,
+                [_curve(table, stage, PROMPTS[0], s, "own", label) for s, label in names.items()],
+                "share of texts",
+            )
+            for stage, title in TITLES.items()
+        ]
+        found["part-type-entity"] = draw(panels, note=f"{NOTE} “Part”: entities whose name has one.")
+    gains = [_curve(table, "fixed", PROMPTS[2], "surprisal_gain", kind, label) for kind, label in GAINS.items()]
+    found["surprisal"] = draw(
+        [Panel("description", gains, "nats less surprising than with", zero=0.0, marks=half)], note=NOTE
+    )
+    found["resolution"] = draw(
+        [_resolution(scored, stage) for stage in TITLES], note="Share of entities resolved by ℓ; 1 − Kaplan–Meier."
+    )
+    beside = [finding for finding in findings if finding.name == "keyword/headline"]
+    found["controls"] = bars(
+        [Bar(f"minus {f.control}" if f.control else "keyword rate", _interval(f)) for f in beside],
+        title=f"ℓ {scored.choice.headline} → ℓ* {scored.choice.target_layer}", x_label="share of entities", note=NOTE,
+    )  # fmt: skip
+    return found
+
+
+def _curve(table: pd.DataFrame, stage: str, prompt: str, score: str, kind: str, label: str) -> Curve:
+    chosen = table[(table.stage == stage) & (table.prompt == prompt) & (table.score == score) & (table.kind == kind)]
+    intervals = [Interval(r.estimate, r.low, r.high, r.n_items, r.n_subjects) for r in chosen.itertuples()]
+    return Curve(label, list(chosen.source_layer), intervals)
+
+
+def _resolution(scored: Scored, stage: str) -> Panel:
+    """Nothing is censored before the last layer, so Kaplan–Meier is the share resolved so far, with its interval."""
+    layers = scored.design.every_layer
+    curves = []
+    for prompt in STAGES[stage]:
+        first = [found.first for found in scored.layers_of[stage, prompt]]
+        by = np.array([[f is not None and f <= layer for layer in layers] for f in first], dtype=float)
+        curves.append(Curve(prompt, layers, [scored.mean(by[:, k]) for k in range(len(layers))]))
+    return Panel(TITLES[stage], curves, "share resolved by ℓ")
+
+
+def _interval(finding: Finding) -> Interval:
+    return Interval(finding.estimate, finding.low, finding.high, finding.n_items, finding.n_subjects)
+
+
+def page(scored: Scored, findings: Sequence[Finding], excluded: Mapping[str, int], notes: Sequence[str]) -> str:
+    """What was found, how sure it is, what was left out and why."""
+    by = {(finding.name, finding.control): finding for finding in findings}
+    model, layer, star = scored.design.setup.model, scored.choice.headline, scored.choice.target_layer
+    lines = [
+        f"# Entity resolution in {model.id}",
+        "",
+        f"At which layer does a name become the entity that it names? {len(scored.items)} entities, each at the end of "
+        f"“{CARRIER.format('…')}”; the state of the name's last token at ℓ is written over the placeholder of an "
+        f"inspection "
+        f"prompt at ℓ*, and the text that follows is searched for words that only a description of this entity holds. "
+        f"{len(scored.design.choosing)} other entities chose ℓ* = {star} and the headline's ℓ = {layer}, and are not "
+        f"in any figure.",
+        "",
+        "## What was found",
+        "",
+        *_headline(by),
+        *_resolved(by),
+        *_early(by),
+        *_parts(by),
+        *_forms(by),
+        "",
+        "## How sure it is",
+        "",
+        f"Intervals are 95 %, bootstrapped over entities. “Shuffled” is the mean over {DRAWS} other entities of the "
+        f"same type, "
+        "read and written at the same places: what the prompt, the layer and the type bring by themselves. p are of "
+        "sign-flip "
+        "permutations of whole entities, corrected by Holm within a family of controls.",
+        "",
+        _table(findings),
+        "",
+        "## What was left out",
+        "",
+        *([f"- {count} × {reason}" for reason, count in excluded.items()] or ["- nothing"]),
+        *(f"- {note}" for note in notes),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _headline(by: Mapping[tuple[str, str | None], Finding]) -> list[str]:
+    rate = by["keyword/headline", None]
+    needed = [by["keyword/headline", control] for control in ("unpatched", "random", "random-state", "shuffled")]
+    failing = [str(f.control) for f in needed if not f.stands]
+    verdict = (
+        "The finding stands: the interval is above 0 beside each of unpatched, random, random-state and shuffled."
+        if not failing
+        else f"**The finding does not stand**: beside {', '.join(failing)} the interval reaches 0 or below."
+    )
+    text = by["keyword/headline", "phrase-only"]
+    gain = by["surprisal-gain", "shuffled"]
+    return [
+        f"- With the state, {rate:} of the texts name the entity; {by['keyword/headline', 'shuffled']} more than "
+        f"with other "
+        f"entities' states. {verdict}",
+        f"- The name as plain text in the placeholder's stead, which is what the model knows anyway, differs by {text} "
+        "(state minus text).",
+        f"- RougeL against the description: {by['rouge_l/headline', None]}; {by['rouge_l/headline', 'shuffled']} "
+        f"above shuffled. "
+        f"The description is {gain} nats less surprising than with other entities' states.",
+    ]
+
+
+def _resolved(by: Mapping[tuple[str, str | None], Finding]) -> list[str]:
+    lines = []
+    for stage, title in TITLES.items():
+        share, median = by[f"resolved/{stage}/{PROMPTS[0]}", None], by[f"resolution-median/{stage}/{PROMPTS[0]}", None]
+        spread = by.get((f"resolved/{stage}/range", None))
+        over = f", {shown(spread.low)} to {shown(spread.high)} over the three prompts" if spread else ""
+        lines.append(
+            f"- {title}: {share} of the entities are ever resolved (two layers in a row){over}; median resolution "
+            f"layer, as a "
+            f"share of depth: {shown(median.estimate)}."
+        )
+    tiers = [by[key] for key in by if key[0].startswith("resolved/tier-")]
+    shares = ", ".join(f"{finding.name[-1]}: {finding}" for finding in tiers)
+    p = tiers[0].p if tiers else None
+    return [
+        *lines,
+        f"- By popularity tier (1 household name, 3 known to few): {shares}; log-rank p = {p:.3f}.",
+        _names(by),
+    ]
+
+
+def _names(by: Mapping[tuple[str, str | None], Finding]) -> str:
+    tiers = ", ".join(f"{key[0][-1]}: {by[key]}" for key in by if key[0].startswith("name-logprob/tier-"))
+    likelier, other = by["resolved/likelier-names", None], by["resolved/unlikelier-names", None]
+    return (
+        f"- The model's mean ln p of the names by tier: {tiers}. Of the half of the names that it finds likelier "
+        f"{likelier} "
+        f"are resolved, of the other half {other}."
+    )
+
+
+def _early(by: Mapping[tuple[str, str | None], Finding]) -> list[str]:
+    lines = []
+    for stage, title in TITLES.items():
+        first, last = by.get((f"early-first/{stage}", None)), by.get((f"early-last/{stage}", None))
+        peak, difference = by[f"peak/{stage}", None], by[f"early-minus-late/{stage}", None]
+        shares = (
+            f"of the resolved, {first} are first resolved in the first half of the depth, and {last} for the last "
+            f"time; "
+            if first
+            else ""
+        )
+        lines.append(
+            f"- The article's “early layers” ({title}): {shares}the curve is highest at {peak} of the depth; first "
+            f"half minus "
+            f"second half: {difference}."
+        )
+    return lines
+
+
+def _parts(by: Mapping[tuple[str, str | None], Finding]) -> list[str]:
+    lines = []
+    for stage, title in TITLES.items():
+        early, later = (by.get((f"part-minus-entity/{stage}/{when}", "shuffled")) for when in ("early", "later"))
+        shift = by.get((f"part-then-entity/{stage}", "shuffled"))
+        if early and later:
+            after = f"; the entity's curve lies {shift} of the depth behind its part's" if shift else ""
+            lines.append(
+                f"- Misleading parts ({title}, {early.n_subjects} entities): part minus entity is {early} in the "
+                f"first layers and "
+                f"{later} in the following ones{after}."
+            )
+    return lines
+
+
+def _forms(by: Mapping[tuple[str, str | None], Finding]) -> list[str]:
+    lines = [
+        f"- Without a carrier (the bare name; often an attention sink) hits differ by {by['bare-minus-carrier', None]}."
+    ]
+    if ("short-minus-full", None) in by:
+        short = by["short-minus-full", None]
+        lines.append(
+            f"- The shorter, ambiguous form beside the full name ({short.n_subjects} pairs) hits differ by {short}."
+        )
+    return lines
+
+
+def _table(findings: Sequence[Finding]) -> str:
+    head = "| finding | beside | estimate | 95 % interval | p | entities |\n|---|---|---|---|---|---|"
+    rows = [
+        f"| {f.name} | {f.control or ''} | {shown(f.estimate)} | {shown(f.low)} to {shown(f.high)} | "
+        f"{'' if f.p is None else f'{f.p:.4f}'} | {f.n_subjects} |"
+        for f in findings
+    ]
+    return "\n".join([head, *rows])

@@ -1,0 +1,138 @@
+"""What a study found: findings with intervals, tables, figures, a page in words; and how it is written to a folder."""
+
+import json
+import math
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from patchscopes.analysis.intervals import Interval
+from patchscopes.data import Exclusion
+from patchscopes.errors import OutputError
+from patchscopes.provenance import commit, versions
+from patchscopes.studies.setup import Setup
+
+SCHEMA = "patchscopes.study/1"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One number with its 95 % interval over subjects; `control` is what it stands beside, None where it is alone."""
+
+    name: str
+    estimate: float
+    low: float
+    high: float
+    n_items: int
+    n_subjects: int
+    control: str | None
+    about: str
+    p: float | None = None
+
+    @classmethod
+    def of(
+        cls, name: str, interval: Interval, about: str, *, control: str | None = None, p: float | None = None
+    ) -> "Finding":
+        """A finding with the numbers of `interval`."""
+        numbers = interval.estimate, interval.low, interval.high, interval.n_items, interval.n_subjects
+        return cls(name, *numbers, control, about, p)
+
+    @property
+    def stands(self) -> bool:
+        """Whether the whole interval is above 0."""
+        return self.low > 0
+
+    def __str__(self) -> str:
+        return f"{shown(self.estimate)} ({shown(self.low)} to {shown(self.high)})"
+
+
+@dataclass(frozen=True)
+class Report:
+    """A study's outcome. `tables` and `figures` go by the name of their file; `pages` hold Markdown."""
+
+    study: str
+    findings: Sequence[Finding]
+    excluded: Sequence[Exclusion]
+    tables: Mapping[str, pd.DataFrame]
+    figures: Mapping[str, Figure]
+    pages: Mapping[str, str]
+    provenance: Mapping[str, Any]
+    notes: Sequence[str] = ()
+    _: None = field(default=None, repr=False)
+
+    def finding(self, name: str, control: str | None = None) -> Finding:
+        """The finding of that name, beside that control. Raises KeyError where there is none."""
+        for finding in self.findings:
+            if (finding.name, finding.control) == (name, control):
+                return finding
+        raise KeyError(f"{name!r} beside {control!r}")
+
+    def summary(self) -> dict[str, Any]:
+        """The summary as plain JSON: numbers that are none, or infinite, are null."""
+        counts = Counter(exclusion.reason for exclusion in self.excluded)
+        return {
+            "schema": SCHEMA,
+            "study": self.study,
+            "findings": [{key: _plain(value) for key, value in asdict(finding).items()} for finding in self.findings],
+            "excluded": [{"reason": reason, "count": count} for reason, count in counts.items()],
+            "notes": list(self.notes),
+            "provenance": dict(self.provenance),
+        }
+
+    def write(self, out: Path) -> None:
+        """Write summary.json, the pages, tables (CSV and Parquet) and figures (PNG and SVG) to `out`."""
+        try:
+            for folder in (out, out / "tables", out / "figures"):
+                folder.mkdir(parents=True, exist_ok=True)
+            for name, table in self.tables.items():
+                table.to_csv(out / "tables" / f"{name}.csv", index=False, lineterminator="\n")
+                table.to_parquet(out / "tables" / f"{name}.parquet", index=False)
+            for name, figure in self.figures.items():
+                figure.savefig(out / "figures" / f"{name}.png", dpi=150)
+                figure.savefig(out / "figures" / f"{name}.svg", metadata={"Date": None})
+            for name, page in self.pages.items():
+                (out / f"{name}.md").write_text(page, encoding="utf-8")
+            summary = json.dumps(self.summary(), ensure_ascii=False, indent=1, allow_nan=False)
+            (out / "summary.json").write_text(summary + "\n", encoding="utf-8")
+        except OSError as error:
+            raise OutputError(f"cannot write the report to {out}: {error}; give another folder with --out.") from error
+
+
+def provenance_of(setup: Setup, *, data: Mapping[str, Any], design: Mapping[str, Any], began: float) -> dict[str, Any]:
+    """What made a report (rule 22): the model, the data by its hash, the design with its thinning, versions, commit."""
+    return {
+        "model": setup.model.describe(),
+        "data": dict(data),
+        "design": dict(design),
+        "quick": setup.quick,
+        "seed": setup.seed,
+        "runner": getattr(setup.runner, "__name__", str(setup.runner)).lower(),
+        "rows": {stage: dict(counts) for stage, counts in setup.counts.items()},
+        "seconds": round(time.monotonic() - began, 1),
+        "versions": {**versions()},
+        "commit": commit(),
+    }
+
+
+def findings_table(findings: Sequence[Finding]) -> pd.DataFrame:
+    """The findings, a line each."""
+    return pd.DataFrame([asdict(finding) for finding in findings])
+
+
+def shown(value: float) -> str:
+    """A number as pages show it: two decimals, a true minus; ∞ for what is never reached."""
+    if math.isnan(value):
+        return "–"
+    if math.isinf(value):
+        return "never" if value > 0 else "−∞"
+    return f"{value:.2f}".replace("-", "−")
+
+
+def _plain(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value

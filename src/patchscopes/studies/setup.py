@@ -1,0 +1,134 @@
+"""How a study is run: its model, its runner, where its runs are kept, and who is told of what it costs."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
+from os import PathLike
+from pathlib import Path
+from typing import TypedDict
+
+from patchscopes.engine import Engine, default_memory_bytes
+from patchscopes.errors import OptionError, OutputError
+from patchscopes.models import Model
+from patchscopes.plan import Budget, Runner, duration
+from patchscopes.resolve import resolve
+from patchscopes.results import Results
+from patchscopes.run import Inspection, Session, collector_paused
+from patchscopes.spec import Decoding, Row, Sweep
+from patchscopes.speed import measure_speed
+
+Watch = Callable[[Session], AbstractContextManager[Callable[[Row], None]]]
+
+
+@contextmanager
+def unwatched(_: Session) -> Iterator[Callable[[Row], None]]:
+    """Watches nothing."""
+    yield lambda _: None
+
+
+class StudyOptions(TypedDict, total=False):
+    """Options of every study's `run`.
+
+    data: a file or folder with data of your own, in one of the forms of docs/data.md; None takes the study's own.
+    quick: fewer items and layers, for a first look: minutes on two cores. The report says what was left out.
+    out: a directory for the report and for the runs behind it, which are resumed from there; None writes nothing.
+    runner: what runs the cells, `patchscopes.engine.Engine` unless given.
+    seed: of splits, draws and resampling.
+    memory_bytes: what a run may take beside the weights; half of what is free where None.
+    watch: is given each session before it runs, and the rows that finish.
+    tell: is told, in words, what is about to run and what it costs.
+    """
+
+    data: str | PathLike[str] | None
+    quick: bool
+    out: str | PathLike[str] | None
+    runner: Callable[[Model], Runner]
+    seed: int
+    memory_bytes: int | None
+    watch: Watch
+    tell: Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """One sweep of a study; `name` is the folder that keeps its run."""
+
+    name: str
+    sweep: Sweep
+
+
+@dataclass(frozen=True)
+class Setup:
+    """A study's model and options (see `StudyOptions`), and what it has run so far."""
+
+    model: Model
+    data: Path | None = None
+    quick: bool = False
+    out: Path | None = None
+    runner: Callable[[Model], Runner] = Engine
+    seed: int = 0
+    memory_bytes: int | None = None
+    watch: Watch = unwatched
+    tell: Callable[[str], None] = lambda _: None
+    counts: dict[str, dict[str, int]] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, model: Model, options: StudyOptions) -> "Setup":
+        """The setup that `options` describe. Raises OptionError for an unknown one."""
+        if not isinstance(model, Model):
+            raise OptionError(f"the first argument is a model from load(), not a {type(model).__name__}: {model!r}.")
+        given = dict(options)
+        if unknown := sorted(set(given) - set(StudyOptions.__annotations__)):
+            known = ", ".join(StudyOptions.__annotations__)
+            raise OptionError(f"a study has no option {', '.join(unknown)}; its options are {known}.")
+        for name in ("data", "out"):
+            given[name] = Path(given[name]) if given.get(name) is not None else None  # type: ignore[arg-type]
+        setup = cls(model, **given)  # type: ignore[arg-type]
+        if setup.out is not None and setup.out.exists() and not setup.out.is_dir():
+            raise OutputError(f"{setup.out} is a file; a study needs a directory of its own.")
+        return setup
+
+    def decoding(self, max_new_tokens: int) -> Decoding:
+        """Greedy, until the model's own end or so many tokens."""
+        return Decoding(max_new_tokens=max_new_tokens, eos_ids=tuple(sorted(self.model.eos_ids)))
+
+    def budget(self) -> Budget:
+        """What a run may take now."""
+        given = self.memory_bytes
+        return Budget(given if given is not None else default_memory_bytes(self.model.device))
+
+    def prepare(self, stage: Stage) -> Inspection:
+        """The stage, resolved. Raises a SpecError where it cannot run."""
+        folder = None if self.out is None else self.out / "runs" / stage.name
+        with collector_paused():
+            resolved = resolve(self.model, stage.sweep)
+        name = getattr(self.runner, "__name__", type(self.runner).__name__).lower()
+        return Inspection(self.model, stage.sweep, resolved, self.runner, name, self.budget(), folder)
+
+    def run(self, stage: Stage) -> Results:
+        """Run what remains of the stage, and return all of its rows."""
+        inspection = self.prepare(stage)
+        self.tell(f"stage {stage.name}")
+        rows: dict[int, Row] = {}
+        with collector_paused(), inspection.session() as session:
+            rows.update(session.kept())
+            with self.watch(session) as advance:
+                for index, row in session.rows():
+                    rows[index] = row
+                    advance(row)
+        results = inspection.results(rows)
+        self.counts[stage.name] = dict(results.counts)
+        return results
+
+    def announce(self, stages: Sequence[Stage]) -> None:
+        """Say what `stages` cost here, all together, before any of them starts."""
+        n_cells, seconds, speed = 0, 0.0, None
+        for stage in stages:
+            plan = self.prepare(stage).plan
+            if speed is None:
+                n_rows = max((group.n_rows for wave in plan.waves for group in wave.groups), default=1)
+                speed = measure_speed(self.model, n_rows=n_rows)
+            n_cells += len(plan.cells)
+            seconds += plan.explain(speed).seconds
+        kept = "" if self.out is None else f"; what {self.out / 'runs'} already holds is not run again"
+        self.tell(f"{len(stages)} stages, {n_cells:,} cells, about {duration(seconds)} here{kept}")

@@ -1,0 +1,83 @@
+"""Rows of a stage → arrays: (item, layer) for the cells, (item, draw, layer) for controls that are drawn.
+
+Axes: item (a source of the sweep), draw, layer (ℓ, or a pair (ℓ, ℓ*)), in the order of the sweep.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from patchscopes.errors import OptionError
+from patchscopes.results import Results
+from patchscopes.spec import Row
+
+Place = tuple[int | None, int | None]  # (ℓ, ℓ*)
+Score = Callable[[int, Row], float]  # of the row, for the item
+
+
+@dataclass(frozen=True)
+class Table:
+    """The rows of one inspection prompt, by control, item, (ℓ, ℓ*) and draw; rows without a result are `missing`."""
+
+    rows: dict[tuple[str | None, int | None, Place, int], Row]
+    missing: dict[int, str]
+    n_items: int
+
+    @classmethod
+    def of(cls, results: Results, prompt: str, n_items: int) -> "Table":
+        """The table of `prompt`'s rows. An inert row is no result: it is never scored (rule 12)."""
+        rows: dict[tuple[str | None, int | None, Place, int], Row] = {}
+        missing: dict[int, str] = {}
+        for row in results:
+            if row.prompt != prompt and row.prompt is not None:
+                continue
+            if row.status == "ok":
+                rows[row.control, row.source_index, (row.source_layer, row.target_layer), row.draw] = row
+            elif row.status == "failed" and row.source_index is not None:
+                missing.setdefault(row.source_index, row.reason or "failed")
+        return cls(rows, missing, n_items)
+
+    def items(self) -> list[int]:
+        """The items that have all of their results."""
+        return [item for item in range(self.n_items) if item not in self.missing]
+
+    def own(self, score: Score, items: Sequence[int], places: Sequence[Place]) -> NDArray[np.float64]:
+        """Scores of the cells themselves: (item, place)."""
+        return self._scores(None, score, items, places, [0])[:, 0]
+
+    def drawn(
+        self, control: str, score: Score, items: Sequence[int], places: Sequence[Place], draws: int
+    ) -> NDArray[np.float64]:
+        """Scores of a control with a row per cell and draw: (item, draw, place)."""
+        return self._scores(control, score, items, places, list(range(draws)))
+
+    def once(self, control: str, score: Score, items: Sequence[int]) -> NDArray[np.float64]:
+        """Scores, for each item, of a control without layers: text-only, phrase-only, or the one row of unpatched."""
+        return np.array([score(item, self._row(control, item, (None, None), 0)) for item in items], dtype=np.float64)
+
+    def per_target(self, control: str, score: Score, items: Sequence[int], places: Sequence[Place]) -> NDArray[Any]:
+        """Scores, for each item, of a control with a row per ℓ*: (item, place)."""
+        return np.array(
+            [[score(item, self._row(control, item, (None, target), 0)) for _, target in places] for item in items],
+            dtype=np.float64,
+        ).reshape(len(items), len(places))
+
+    def _scores(
+        self, control: str | None, score: Score, items: Sequence[int], places: Sequence[Place], draws: list[int]
+    ) -> NDArray[np.float64]:
+        found = [
+            [[score(item, self._row(control, item, place, draw)) for place in places] for draw in draws]
+            for item in items
+        ]
+        return np.array(found, dtype=np.float64).reshape(len(items), len(draws), len(places))
+
+    def _row(self, control: str | None, item: int, place: Place, draw: int) -> Row:
+        for source in (item, None):  # a control without a source belongs to every item
+            if (row := self.rows.get((control, source, place, draw))) is not None:
+                return row
+        raise OptionError(
+            f"there is no row of {control or 'the cell'} for item {item} at (ℓ, ℓ*) = {place}, draw {draw}."
+        )
