@@ -120,8 +120,8 @@ class Setup:
         self.counts[stage.name] = dict(results.counts)
         return results
 
-    def announce(self, stages: Sequence[Stage]) -> None:
-        """Say what `stages` cost here, all together, before any of them starts."""
+    def announce(self, stages: Sequence[Stage], *, at_most: bool = False) -> None:
+        """Say what `stages` cost here, all together, before any starts; `at_most` where some may be left out."""
         n_cells, seconds, speed = 0, 0.0, None
         for stage in stages:
             plan = self.prepare(stage).plan
@@ -131,4 +131,5 @@ class Setup:
             n_cells += len(plan.cells)
             seconds += plan.explain(speed).seconds
         kept = "" if self.out is None else f"; what {self.out / 'runs'} already holds is not run again"
-        self.tell(f"{len(stages)} stages, {n_cells:,} cells, about {duration(seconds)} here{kept}")
+        most = "at most " if at_most else ""
+        self.tell(f"{len(stages)} stages, {most}{n_cells:,} cells, {most}about {duration(seconds)} here{kept}")

@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 
-import numpy as np
 import pandas as pd
 
 from patchscopes.results import Results
@@ -13,7 +12,7 @@ from patchscopes.studies.texts import Table
 
 @dataclass(frozen=True)
 class Choice:
-    """ℓ* with the best mean control-adjusted keyword score over all ℓ, and the best ℓ there; `table` has all."""
+    """ℓ* with the best mean control-adjusted keyword score over ℓ ≥ 1, and the best ℓ there; `table` has all."""
 
     target_layer: int
     headline: int
@@ -23,18 +22,14 @@ class Choice:
 def choose_layers(design: Design, results: Results) -> Choice:
     """Choose from the choosing part's scores. Of equals, the earlier layer is taken."""
     table = Table.of(results, PROMPTS[0], len(design.choosing))
-    places = [(layer, target) for target in design.target_candidates for layer in design.stepped]
+    layers = [layer for layer in design.stepped if layer > 0]  # the token's embedding is the name as text
+    places = [(layer, target) for target in design.target_candidates for layer in layers]
     scores = curves_of(table, SCORES["keyword"](design.choosing), table.items(), places).adjusted.mean(axis=0)
-    grid = scores.reshape(len(design.target_candidates), len(design.stepped))
+    grid = scores.reshape(len(design.target_candidates), len(layers))
     target = int(grid.mean(axis=1).argmax())
-    headline = design.stepped[int(grid[target].argmax())]
+    headline = layers[int(grid[target].argmax())]
     rows = [
         {"source_layer": layer, "target_layer": star, "keyword_adjusted": float(score)}
         for (layer, star), score in zip(places, scores, strict=True)
     ]
     return Choice(design.target_candidates[target], headline, pd.DataFrame(rows))
-
-
-def evidence(choice: Choice) -> float:
-    """The score of the choice on the items that made it: a best of many, shown so that its inflation can be seen."""
-    return float(np.max(choice.table["keyword_adjusted"]))
