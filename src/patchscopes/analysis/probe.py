@@ -8,6 +8,7 @@ same probe on shuffled labels stand beside it.
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -95,7 +96,7 @@ def learning_curve(
     return found
 
 
-def choose_strength(x: Floats, y: NDArray[np.str_]) -> tuple[float, float]:
+def choose_strength(x: Floats, y: NDArray[Any]) -> tuple[float, float]:
     """The C of STRENGTHS that does best on folds of these subjects, and how well; x (subject, context, d_model)."""
     from sklearn.model_selection import KFold
 
@@ -109,7 +110,7 @@ def choose_strength(x: Floats, y: NDArray[np.str_]) -> tuple[float, float]:
     return STRENGTHS[best], float(scores[best].mean())
 
 
-def predict(x: Floats, y: NDArray[np.str_], test: Floats, strength: float) -> NDArray[np.str_]:
+def predict(x: Floats, y: NDArray[Any], test: Floats, strength: float) -> NDArray[Any]:
     """The classes of `test` (row, d_model) by a probe that has learnt from x (subject, context, d_model) and y."""
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
@@ -120,7 +121,7 @@ def predict(x: Floats, y: NDArray[np.str_], test: Floats, strength: float) -> ND
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # a probe that has not quite converged is a probe still
         model = LogisticRegression(C=strength, max_iter=200, tol=1e-3).fit(train, np.repeat(y, x.shape[1]))
-    predicted: NDArray[np.str_] = model.predict(held_out)
+    predicted: NDArray[Any] = model.predict(held_out)
     return predicted
 
 
@@ -135,6 +136,6 @@ def _rotated(train: Floats, test: Floats) -> tuple[Floats, Floats]:
     return a @ axes.T, b @ axes.T
 
 
-def _most_frequent(y: NDArray[np.str_]) -> str:
+def _most_frequent(y: NDArray[Any]) -> str:
     values, counts = np.unique(y, return_counts=True)
     return str(values[counts.argmax()])

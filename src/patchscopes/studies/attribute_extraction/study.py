@@ -174,7 +174,7 @@ def _notes(design: Design) -> list[str]:
     """What the design leaves out by rule."""
     scale = design.scale
     return [
-        "ℓ = 0 is in tables and figures, and never chosen or averaged: the token's embedding at ℓ* = 0 is the token as text",
+        "ℓ = 0 is in tables and figures, and never chosen or averaged: written at ℓ* = 0 it is the token as text",
         f"the grid has ℓ = {', '.join(map(str, design.sources))} and ℓ* = {', '.join(map(str, design.targets))}",
         f"at most {design.cap} known facts of a relation are run (capitals and largest cities: all), so that the "
         f"whole stays "
