@@ -1,0 +1,138 @@
+"""What tests of studies share: a tiny model with room for long prompts, made-up entities, and runners with a plan."""
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers as hf
+
+import families
+from data_files import write
+from patchscopes.models import Model, wrap_in_memory
+from patchscopes.plan import Plan, Speed
+from patchscopes.spec import Cell, Result, State
+
+CARRIER = "All of them were talking about "
+N_LAYERS = 8
+SPEED = Speed(1e-3, 1e-5, 1e-4, 1e-4, 1e-2, 1e-4)  # of no machine: studies time the model, which takes a second
+
+_STARTS = "bal cor dun fen gil hob jum kel lor mip nar pov ruk sil tam vex wun yor zeb quo dra eth oss ulm".split()
+KINDS = ("person", "place", "work")
+N_PER_KIND = 24
+
+
+@cache
+def long_model(n_layers: int = N_LAYERS, seed: int = 7) -> Model:
+    """A tiny random Llama whose context holds the library's prompts in single bytes."""
+    return wrap_in_memory(long_hf(n_layers, seed), families.tiny_tokenizer())
+
+
+@cache
+def long_hf(n_layers: int = N_LAYERS, seed: int = 7) -> hf.PreTrainedModel:
+    """The same as transformers has it."""
+    config = hf.LlamaConfig(
+        vocab_size=len(families.tiny_tokenizer()), hidden_size=32, intermediate_size=48, num_hidden_layers=n_layers,
+        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=1024, bos_token_id=families.BOS_ID,
+        eos_token_id=None, pad_token_id=families.PAD_ID,
+    )  # fmt: skip
+    with torch.random.fork_rng():
+        model = hf.AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval().requires_grad_(False)
+    families._draw_weights(model, torch.Generator().manual_seed(seed), 1.75)
+    return model
+
+
+def made_up(n_per_kind: int = N_PER_KIND) -> list[dict[str, Any]]:
+    """Entities of three kinds: a third with a misleading part and a shorter form; each with a keyword of its own."""
+    entries = []
+    for number, kind in enumerate(KINDS):
+        for k in range(n_per_kind):
+            stem = f"{_STARTS[k % len(_STARTS)]}{'aeo'[number]}{'' if k < len(_STARTS) else 'n'}"
+            entry = {
+                "name": f"{stem.title()} of Ombra",
+                "type": kind,
+                "tier": 1 + k % 3,
+                "description": f"A {kind} by the name of nothing, {stem}like.",
+                "keywords": [f"{stem}like", SPOKEN[(k * 5 + number) % len(SPOKEN)]],
+                "type_keywords": ["a sort of thing"],
+                "where": "an atlas of nowhere",
+            }
+            if k % 3 == 0:
+                entry |= {"part": "Ombra", "part_keywords": ["shadow"], "bare": stem.title()}
+            entries.append(entry)
+    return entries
+
+
+def broken() -> list[dict[str, Any]]:
+    """Five that loading leaves out, one that an inspection prompt speaks of, and two of a kind with too few."""
+    good = made_up(1)[0]
+    return [
+        {**good, "name": "Nobody", "type": "ghost"},
+        {**good, "name": "Nowhere", "tier": 9},
+        {**good, "name": "Mute", "keywords": []},
+        {**good, "name": "Echo Hall", "keywords": ["echo"]},
+        {**good, "name": good["name"]},
+        {**good, "name": "Leaky", "keywords": ["Middle East"]},
+        {**good, "name": "Fair One", "type": "event"},
+        {**good, "name": "Fair Two", "type": "event"},
+    ]
+
+
+def data_file(folder: Path, *, n_per_kind: int = N_PER_KIND, more: Sequence[dict[str, Any]] = ()) -> Path:
+    """A file of made-up entities, and `more`."""
+    return write(folder / "entities.json", [*made_up(n_per_kind), *more])
+
+
+def text_of(ids: Sequence[int]) -> str:
+    """The text of a source prompt."""
+    return str(families.tiny_tokenizer().decode(list(ids)))
+
+
+Say = Callable[[Cell], tuple[str, float]]  # the text, and the ln p of each token of each candidate
+
+
+class Saying:
+    """A Runner that runs no model: every cell says what it is told to."""
+
+    def __init__(self, say: Say) -> None:
+        self.say = say
+
+    def run(self, plan: Plan) -> Iterator[Result]:
+        """A text or log-probabilities for each cell."""
+        for index, cell in enumerate(plan.cells):
+            text, logprob = self.say(cell)
+            if cell.readout.kind == "candidates":
+                found = tuple(logprob * len(ids) for ids in cell.candidates)
+                yield Result(index, None, None, None, logprobs=found)
+            else:
+                ids = tuple(families.tiny_tokenizer().encode(text)) or (families.EOS_ID,)
+                yield Result(index, text, ids, "length")
+
+
+# Words that `babble` says. Each entity has one of them among its keywords.
+SPOKEN = ("amber", "basil", "cedar", "dusk", "ember", "flint", "grove", "heath")
+
+
+def babble(salt: str) -> Say:
+    """Two words that a hash of the cell picks: what is said depends on the write, but knows nothing of the entity."""
+
+    def say(cell: Cell) -> tuple[str, float]:
+        drawn = hashlib.sha256((salt + cell.identity()).encode()).digest()
+        return f": {SPOKEN[drawn[0] % len(SPOKEN)]} and {SPOKEN[drawn[1] % len(SPOKEN)]}", -1 - drawn[2] / 64
+
+    return say
+
+
+def planted(entries: Sequence[dict[str, Any]], layers: Sequence[int]) -> Say:
+    """The entity's own keyword wherever its own state at one of `layers` is written, else nothing of use."""
+    own = {CARRIER + entry["name"]: entry["keywords"][0] for entry in entries}
+
+    def say(cell: Cell) -> tuple[str, float]:
+        vector = cell.write.vectors[0] if cell.write else None
+        if isinstance(vector, State) and vector.layer in layers and text_of(vector.ids) in own:
+            return f": {own[text_of(vector.ids)]}", -1.0
+        return ": nothing at all", -3.0
+
+    return say
