@@ -13,13 +13,18 @@ import families
 from data_files import write
 from patchscopes.models import Model, wrap_in_memory
 from patchscopes.plan import Plan, Speed
-from patchscopes.spec import Cell, Result, State
+from patchscopes.spec import Cell, Ids, Result, State
 
 CARRIER = "All of them were talking about "
 N_LAYERS = 8
 SPEED = Speed(1e-3, 1e-5, 1e-4, 1e-4, 1e-2, 1e-4)  # of no machine: studies time the model, which takes a second
 
-_STARTS = "bal cor dun fen gil hob jum kel lor mip nar pov ruk sil tam vex wun yor zeb quo dra eth oss ulm".split()
+_STARTS = (
+    "bal", "cor", "dun", "fen", "gil", "hob", "jum", "kel", "lor", "mip", "nar", "pov",
+    "ruk", "sil", "tam", "vex", "wun", "yor", "zeb", "quo", "dra", "eth", "oss", "ulm",
+)  # fmt: skip
+# Words that the tiny model says, and `babble`. Each entity has one of them among its keywords.
+SPOKEN = ("hello", "cat", "Spain", "Wales", "capital", "1135")
 KINDS = ("person", "place", "work")
 N_PER_KIND = 24
 
@@ -51,7 +56,7 @@ def made_up(n_per_kind: int = N_PER_KIND) -> list[dict[str, Any]]:
         for k in range(n_per_kind):
             stem = f"{_STARTS[k % len(_STARTS)]}{'aeo'[number]}{'' if k < len(_STARTS) else 'n'}"
             entry = {
-                "name": f"{stem.title()} of Ombra",
+                "name": f"Ombra {stem.title()}",
                 "type": kind,
                 "tier": 1 + k % 3,
                 "description": f"A {kind} by the name of nothing, {stem}like.",
@@ -67,13 +72,14 @@ def made_up(n_per_kind: int = N_PER_KIND) -> list[dict[str, Any]]:
 
 def broken() -> list[dict[str, Any]]:
     """Five that loading leaves out, one that an inspection prompt speaks of, and two of a kind with too few."""
-    good = made_up(1)[0]
+    whole = made_up(1)[0]
+    good = {key: value for key, value in whole.items() if key not in ("part", "part_keywords", "bare")}
     return [
         {**good, "name": "Nobody", "type": "ghost"},
         {**good, "name": "Nowhere", "tier": 9},
         {**good, "name": "Mute", "keywords": []},
         {**good, "name": "Echo Hall", "keywords": ["echo"]},
-        {**good, "name": good["name"]},
+        whole,
         {**good, "name": "Leaky", "keywords": ["Middle East"]},
         {**good, "name": "Fair One", "type": "event"},
         {**good, "name": "Fair Two", "type": "event"},
@@ -85,54 +91,64 @@ def data_file(folder: Path, *, n_per_kind: int = N_PER_KIND, more: Sequence[dict
     return write(folder / "entities.json", [*made_up(n_per_kind), *more])
 
 
+def one_kind(folder: Path, n: int = N_PER_KIND) -> Path:
+    """A file of `n` made-up entities of one kind: as few as a study can do with are 12."""
+    return write(folder / "entities.json", [entry for entry in made_up(n) if entry["type"] == KINDS[0]])
+
+
 def text_of(ids: Sequence[int]) -> str:
     """The text of a source prompt."""
     return str(families.tiny_tokenizer().decode(list(ids)))
 
 
-Say = Callable[[Cell], tuple[str, float]]  # the text, and the ln p of each token of each candidate
-
-
 class Saying:
-    """A Runner that runs no model: every cell says what it is told to."""
+    """A Runner that runs no model: `say` gives a cell's text, `score` the ln p of a candidate's ids."""
 
-    def __init__(self, say: Say) -> None:
-        self.say = say
+    def __init__(self, say: Callable[[Cell], str], score: Callable[[Cell, Ids], float]) -> None:
+        self.say, self.score = say, score
+        self.cells: list[Cell] = []
 
     def run(self, plan: Plan) -> Iterator[Result]:
         """A text or log-probabilities for each cell."""
         for index, cell in enumerate(plan.cells):
-            text, logprob = self.say(cell)
+            self.cells.append(cell)
             if cell.readout.kind == "candidates":
-                found = tuple(logprob * len(ids) for ids in cell.candidates)
+                found = tuple(self.score(cell, ids) for ids in cell.candidates)
                 yield Result(index, None, None, None, logprobs=found)
             else:
-                ids = tuple(families.tiny_tokenizer().encode(text)) or (families.EOS_ID,)
-                yield Result(index, text, ids, "length")
+                text = self.say(cell)
+                yield Result(index, text, tuple(families.tiny_tokenizer().encode(text)), "length")
 
 
-# Words that `babble` says. Each entity has one of them among its keywords.
-SPOKEN = ("amber", "basil", "cedar", "dusk", "ember", "flint", "grove", "heath")
-
-
-def babble(salt: str) -> Say:
+def babbling(salt: str) -> Saying:
     """Two words that a hash of the cell picks: what is said depends on the write, but knows nothing of the entity."""
 
-    def say(cell: Cell) -> tuple[str, float]:
-        drawn = hashlib.sha256((salt + cell.identity()).encode()).digest()
-        return f": {SPOKEN[drawn[0] % len(SPOKEN)]} and {SPOKEN[drawn[1] % len(SPOKEN)]}", -1 - drawn[2] / 64
+    def drawn(cell: Cell) -> bytes:
+        return hashlib.sha256((salt + cell.identity()).encode()).digest()
 
-    return say
+    def say(cell: Cell) -> str:
+        return f": {SPOKEN[drawn(cell)[0] % len(SPOKEN)]} and {SPOKEN[drawn(cell)[1] % len(SPOKEN)]}"
+
+    return Saying(say, lambda cell, ids: -(1 + drawn(cell)[2] / 256) * (1 + sum(ids) % 7))
 
 
-def planted(entries: Sequence[dict[str, Any]], layers: Sequence[int]) -> Say:
-    """The entity's own keyword wherever its own state at one of `layers` is written, else nothing of use."""
-    own = {CARRIER + entry["name"]: entry["keywords"][0] for entry in entries}
+def planted(entries: Sequence[dict[str, Any]], layers: Sequence[int]) -> Saying:
+    """The entity's own keyword wherever its own state at one of `layers` is written, else nothing of use.
 
-    def say(cell: Cell) -> tuple[str, float]:
+    There its description has ln p −1, every other candidate −3.
+    """
+    own = {CARRIER + entry["name"]: entry for entry in entries}
+
+    def found(cell: Cell) -> dict[str, Any] | None:
         vector = cell.write.vectors[0] if cell.write else None
-        if isinstance(vector, State) and vector.layer in layers and text_of(vector.ids) in own:
-            return f": {own[text_of(vector.ids)]}", -1.0
-        return ": nothing at all", -3.0
+        return own.get(text_of(vector.ids)) if isinstance(vector, State) and vector.layer in layers else None
 
-    return say
+    def say(cell: Cell) -> str:
+        entry = found(cell)
+        return f": {entry['keywords'][0]}" if entry else ": nothing at all"
+
+    def score(cell: Cell, ids: Ids) -> float:
+        entry = found(cell)
+        return -1.0 if entry and text_of(ids).strip() == entry["description"] else -3.0
+
+    return Saying(say, score)

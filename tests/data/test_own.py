@@ -58,9 +58,9 @@ def test_own_entities() -> None:
 def test_there_are_enough_entities_of_every_kind() -> None:
     kept = load_entities().items
     assert len(kept) >= 200
-    assert sum(entity.part is not None for entity in kept) >= 60
-    assert sum(entity.bare is not None for entity in kept) >= 30
-    by_type = Counter(entity.type for entity in kept)
+    assert sum(one.part is not None for one in kept) >= 60
+    assert sum(one.bare is not None for one in kept) >= 30
+    by_type = Counter(one.type for one in kept)
     assert set(by_type) == set(entities.TYPES)
     assert min(by_type.values()) >= 25, by_type
 
@@ -114,7 +114,7 @@ def test_the_documentation_counts_what_ships() -> None:
     n_kept = sum(len(relation.facts) for relation in facts.items)
     for said in (
         f"{people.n_read:,} entities were written and {len(people.items):,} are kept",
-        f"{n_parts - sum(entity.part is not None for entity in people.items)} of {n_parts} parts of names are dropped",
+        f"{n_parts - sum(one.part is not None for one in people.items)} of {n_parts} parts of names are dropped",
         f"{facts.n_read:,} facts of {len(facts.items)} relations were written and {n_kept:,} are kept",
     ):
         assert said in page

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from patchscopes.errors import DataError
 from patchscopes.results import Results
 from patchscopes.studies.entity_resolution.design import PROMPTS, Design
 from patchscopes.studies.entity_resolution.scores import SCORES, curves_of
@@ -21,9 +22,15 @@ class Choice:
 
 
 def choose_layers(design: Design, results: Results) -> Choice:
-    """Choose from the choosing part's scores. Of equals, the earlier layer is taken."""
+    """Choose from the choosing part's scores. Of equals, the earlier layer is taken.
+
+    Raises DataError where no entity of that part has all of its results.
+    """
     table = Table.of(results, PROMPTS[0], len(design.choosing))
     places = [(layer, target) for target in design.target_candidates for layer in design.stepped]
+    if not table.items():
+        why = next(iter(table.missing.values()), "there is none")
+        raise DataError(f"no entity that chooses has all results; the first failed because: {why}")
     scores = curves_of(table, SCORES["keyword"](design.choosing), table.items(), places).adjusted.mean(axis=0)
     grid = scores.reshape(len(design.target_candidates), len(design.stepped))
     target = int(grid.mean(axis=1).argmax())
