@@ -20,6 +20,9 @@ class Choice:
     headline: int
     table: pd.DataFrame
 
+    def __str__(self) -> str:
+        return f"ℓ* = {self.target_layer}, ℓ = {self.headline}"
+
 
 def choose_layers(design: Design, results: Results) -> Choice:
     """Choose from the choosing part's scores. Of equals, the earlier layer is taken.

@@ -33,18 +33,14 @@ def run(model: Model, **options: Unpack[StudyOptions]) -> Report:
     design = Design.of(setup, data.items)
     if not design.reported:
         raise DataError(
-            f"{data.source} has {len(data.items)} entities, and no type with {2 * FEWEST} of them: half of them "
-            f"choose, half "
-            f"are reported, and each half needs {FEWEST}. What was left out: {data.counts() or 'nothing'}."
+            f"{data.source} has {len(data.items)} entities, and no type with {2 * FEWEST} of them: half choose, half are "
+            f"reported, and each half needs {FEWEST}. What was left out: {data.counts() or 'nothing'}."
         )
     setup.announce([design.choice(), *design.stages(design.target_candidates[-1], design.stepped[0])])
     chosen_by = setup.run(design.choice())
     choosing = Table.of(chosen_by, PROMPTS[0], len(design.choosing))
     choice = choose_layers(design, chosen_by)
-    setup.tell(
-        f"chosen on {len(design.choosing)} entities that are not reported: ℓ* = {choice.target_layer}, ℓ = "
-        f"{choice.headline}"
-    )
+    setup.tell(f"chosen on {len(choosing.items())} entities that are not reported: {choice}")
     results = {stage.name: setup.run(stage) for stage in design.stages(choice.target_layer, choice.headline)}
     items, lost = _complete(design, results)
     scored = Scored(design, choice, results, items, name_logprobs(setup, [design.reported[item] for item in items]))
