@@ -11,11 +11,18 @@ from matplotlib.figure import Figure
 
 from patchscopes.analysis.intervals import Interval
 
-# Line, marker, grey: every curve differs from the others in two of them, so that a black-and-white copy is as good.
-STYLES = (
+# Line, marker, grey: eight curves differ from each other in two of them, so that a black-and-white copy is as good.
+# Behind the first eight, markers come again with other lines.
+_FIRST = (
     ("-", "o", "0.0"), ("--", "s", "0.35"), ("-.", "^", "0.2"), (":", "D", "0.5"), ("-", "v", "0.6"),
     ("--", "x", "0.1"), (":", "P", "0.3"), ("-.", "*", "0.55"),
 )  # fmt: skip
+_LINES = ("-", "--", "-.", ":")
+STYLES = tuple(
+    (_LINES[(_LINES.index(line) + turn) % len(_LINES)], marker, grey)
+    for turn in range(len(_LINES))
+    for line, marker, grey in _FIRST
+)
 WIDTH, HEIGHT = 7.0, 3.6  # inches
 FONT = 9.0
 
@@ -25,7 +32,7 @@ class Curve:
     """One line: a mean with its interval at each `x`; no interval is drawn where there is none."""
 
     label: str
-    x: Sequence[float]
+    x: Sequence[int] | Sequence[float]
     intervals: Sequence[Interval]
 
 
@@ -109,6 +116,6 @@ def _label(axes: Axes, title: str, x_label: str, y_label: str) -> None:
 
 def _arms(interval: Interval) -> tuple[float, float]:
     """How far the interval reaches below and above its mean; 0 where it has no bounds."""
-    if math.isnan(interval.low) or math.isnan(interval.high):
+    if not (math.isfinite(interval.low) and math.isfinite(interval.high)):
         return 0.0, 0.0
     return max(interval.estimate - interval.low, 0.0), max(interval.high - interval.estimate, 0.0)

@@ -88,6 +88,11 @@ class Setup:
             raise OutputError(f"{setup.out} is a file; a study needs a directory of its own.")
         return setup
 
+    @property
+    def runner_name(self) -> str:
+        """What runs the cells, as provenance has it."""
+        return str(getattr(self.runner, "__name__", type(self.runner).__name__)).lower()
+
     def decoding(self, max_new_tokens: int) -> Decoding:
         """Greedy, until the model's own end or so many tokens."""
         return Decoding(max_new_tokens=max_new_tokens, eos_ids=tuple(sorted(self.model.eos_ids)))
@@ -102,8 +107,7 @@ class Setup:
         folder = None if self.out is None else self.out / "runs" / stage.name
         with collector_paused():
             resolved = resolve(self.model, stage.sweep)
-        name = getattr(self.runner, "__name__", type(self.runner).__name__).lower()
-        return Inspection(self.model, stage.sweep, resolved, self.runner, name, self.budget(), folder)
+        return Inspection(self.model, stage.sweep, resolved, self.runner, self.runner_name, self.budget(), folder)
 
     def run(self, stage: Stage) -> Results:
         """Run what remains of the stage, and return all of its rows."""

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
+from patchscopes.errors import DataError
 from patchscopes.results import Results
 from patchscopes.studies.entity_resolution.design import PROMPTS, Design
 from patchscopes.studies.entity_resolution.scores import SCORES, curves_of
@@ -18,10 +19,19 @@ class Choice:
     headline: int
     table: pd.DataFrame
 
+    def __str__(self) -> str:
+        return f"ℓ* = {self.target_layer}, ℓ = {self.headline}"
+
 
 def choose_layers(design: Design, results: Results) -> Choice:
-    """Choose from the choosing part's scores. Of equals, the earlier layer is taken."""
+    """Choose from the choosing part's scores. Of equals, the earlier layer is taken.
+
+    Raises DataError where no entity of that part has all of its results.
+    """
     table = Table.of(results, PROMPTS[0], len(design.choosing))
+    if not table.items():
+        why = next(iter(table.missing.values()), "there is none")
+        raise DataError(f"no entity that chooses has all results; the first failed because: {why}")
     layers = [layer for layer in design.stepped if layer > 0]  # the token's embedding is the name as text
     places = [(layer, target) for target in design.target_candidates for layer in layers]
     scores = curves_of(table, SCORES["keyword"](design.choosing), table.items(), places).adjusted.mean(axis=0)

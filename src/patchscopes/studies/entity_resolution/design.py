@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 
 from patchscopes.analysis.matching import matches
 from patchscopes.data import Entity, Exclusion
+from patchscopes.errors import OptionError
 from patchscopes.prompts import find_prompt
 from patchscopes.rng import philox
 from patchscopes.spec import Readout, Source, Sweep
@@ -20,6 +21,7 @@ CARRIER = "All of them were talking about {}"
 PROMPTS = ("entity-description", "sentence-description", "question-description")
 DRAWS = 5
 FEWEST = DRAWS + 1  # of a type in a part: each needs so many donors
+FEWEST_LAYERS = 3  # of a model: thirds of its depth are compared
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +44,7 @@ FULL = Scale(
     max_new_tokens=16,
     n_coarse=4,
     step=2,
-    target_shares=(0, 1 / 30, 0.1, 0.2),
+    target_shares=(0.0, 1 / 30, 0.1, 0.2),
     n_surprisal=80,
     surprisal_step=3,
 )
@@ -52,7 +54,7 @@ QUICK = Scale(
     max_new_tokens=10,
     n_coarse=2,
     step=4,
-    target_shares=(0, 0.1),
+    target_shares=(0.0, 0.1),
     n_surprisal=20,
     surprisal_step=10,
 )
@@ -71,7 +73,14 @@ class Design:
 
     @classmethod
     def of(cls, setup: Setup, entities: Sequence[Entity]) -> "Design":
-        """Deal the entities, types evenly, to the choosing and the reported part."""
+        """Deal the entities, types evenly, to the choosing and the reported part.
+
+        Raises OptionError for a model with too few layers.
+        """
+        if setup.model.n_layers < FEWEST_LAYERS:
+            raise OptionError(
+                f"{setup.model.id} has {setup.model.n_layers} layers; this study needs a model with {FEWEST_LAYERS}."
+            )
         scale = QUICK if setup.quick else FULL
         usable, excluded = _usable(entities)
         by_type: dict[str, list[Entity]] = {}
@@ -82,7 +91,7 @@ class Design:
         for kind, group in by_type.items():
             if len(group) < 2 * FEWEST:
                 reason = f"fewer than {2 * FEWEST} entities of its type: each part needs {DRAWS} donors"
-                excluded.extend(Exclusion(entity.name, reason) for entity in group)
+                excluded.extend(Exclusion(entity.name, reason, "entity") for entity in group)
                 by_type[kind] = []
                 continue
             n = min(max(scale.n_choosing // len(by_type), FEWEST), len(group) - FEWEST)
@@ -127,7 +136,8 @@ class Design:
     def coarse(self, *more: int) -> tuple[int, ...]:
         """The ℓ at which every control is run, and `more`."""
         n = self.scale.n_coarse
-        return tuple(sorted({round((k + 0.5) * self.n_layers / n) for k in range(n)} | set(more)))
+        places = (round((k + 0.5) * self.n_layers / n) for k in range(n))
+        return tuple(sorted({min(layer, self.n_layers - 1) for layer in places} | set(more)))
 
     def stages(self, target_layer: int, headline: int) -> list[Stage]:
         """All stages after the choice of ℓ* and of the headline's ℓ."""
@@ -241,7 +251,7 @@ def _usable(entities: Sequence[Entity]) -> tuple[list[Entity], list[Exclusion]]:
     texts = [find_prompt(name).text for name in PROMPTS]
     for entity in entities:
         if any(matches(text, (entity.name, *entity.keywords)) for text in texts):
-            excluded.append(Exclusion(entity.name, "the name or a keyword stands in an inspection prompt"))
+            excluded.append(Exclusion(entity.name, "the name or a keyword stands in an inspection prompt", "entity"))
         else:
             usable.append(entity)
     return usable, excluded
