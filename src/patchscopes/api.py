@@ -236,7 +236,9 @@ def _source(value: str | Source) -> Source:
             if not isinstance(word, str | None):
                 raise OptionError(f"the {name} of a source is a text or None, not a {type(word).__name__}: {word!r}.")
         candidates = tuple(candidate.strip() for candidate in _strings(value.candidates))
-        return replace(value, expect=_strings(value.expect), candidates=candidates)
+        if isinstance(value.split, str):
+            raise OptionError(f"the split of a source is a sequence of its pieces, not one text: {value.split!r}.")
+        return replace(value, expect=_strings(value.expect), candidates=candidates, split=_strings(value.split))
     if not isinstance(value, str):
         raise OptionError(f"a source is a text or a Source, not a {type(value).__name__}: {value!r}.")
     return Source(value)
