@@ -1,9 +1,9 @@
 """The tokens whose input embeddings a hidden state is nearest to, by cosine: what a state looks like before it is read.
 
 An embedding is the token's row as it enters block 1's stream, at layer 0: scaled (Gemma), projected (OPT) and normed
-(BLOOM) as the family does it. A cosine does not see a mere scale. Learned positions (GPT-2, OPT) are added to a token at
-layer 0 and belong to no token, so they are not in the rows: there even a state at layer 0 is not its token's row alone,
-and its nearest neighbour need not be the token itself. Elsewhere it is, with a cosine of 1.
+(BLOOM) as the family does it. A cosine does not see a mere scale. Learned positions (GPT-2, OPT) are added at layer 0
+and belong to no token, so they are not in the rows: there even a state at layer 0 is not its token's row alone, and its
+nearest neighbour need not be the token itself. Elsewhere it is, with a cosine of 1.
 
 The farther up, the less the basis of the embeddings has to be that of the stream: near neighbours are evidence that a
 word is there, far ones are none that it is not.
@@ -63,12 +63,16 @@ def captured(model: Model, states: Sequence[State]) -> Float[Tensor, "state d_mo
     rows = torch.empty(len(states), model.d_model, device=model.device)
     alike = sorted(texts, key=len)
     for start in range(0, len(alike), TEXTS_AT_ONCE):
-        for index, vector in _pass(model, states, {ids: texts[ids] for ids in alike[start : start + TEXTS_AT_ONCE]}):
-            rows[index] = vector
+        for index_of, vectors in _pass(
+            model, states, {ids: texts[ids] for ids in alike[start : start + TEXTS_AT_ONCE]}
+        ):
+            rows[index_of] = vectors
     return rows
 
 
-def _pass(model: Model, states: Sequence[State], texts: dict[Ids, list[int]]) -> Iterator[tuple[Tensor, Tensor]]:
+def _pass(
+    model: Model, states: Sequence[State], texts: dict[Ids, list[int]]
+) -> Iterator[tuple[Tensor, Float[Tensor, "state d_model"]]]:
     """One pass over a few texts: indices of states and the states, a layer at a time."""
     layout = Layout(list(texts))
     by_layer: dict[int, list[tuple[int, int, int]]] = {}
@@ -105,7 +109,7 @@ class _Nearest:
 
     def neighbours(self, model: Model) -> list[tuple[Neighbour, ...]]:
         """What is left, with the tokens as the vocabulary writes them."""
-        names = {id: _name(model, id) for id in self._ids.unique().tolist()}
+        names = {id: _name(model, id) for id in set(self._ids.flatten().tolist())}
         return [
             tuple(Neighbour(id, names[id], cosine) for id, cosine in zip(ids, cosines, strict=True))
             for ids, cosines in zip(self._ids.tolist(), self._cosines.tolist(), strict=True)
@@ -114,7 +118,7 @@ class _Nearest:
 
 def _name(model: Model, id: int) -> str:
     """A token as text where it is some, a space before its word included; else as the vocabulary writes it."""
-    entry = model.tokenizer.convert_ids_to_tokens(id)
+    entry: object = model.tokenizer.convert_ids_to_tokens(id)
     if entry is None:
         return f"[{id}]"  # rows of the matrix that the tokenizer has no token for
     decoded = str(model.tokenizer.decode([id], clean_up_tokenization_spaces=False))

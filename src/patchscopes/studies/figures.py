@@ -25,7 +25,7 @@ class Curve:
     """One line: a mean with its interval at each `x`; no interval is drawn where there is none."""
 
     label: str
-    x: Sequence[float]
+    x: Sequence[int] | Sequence[float]
     intervals: Sequence[Interval]
 
 
@@ -109,6 +109,6 @@ def _label(axes: Axes, title: str, x_label: str, y_label: str) -> None:
 
 def _arms(interval: Interval) -> tuple[float, float]:
     """How far the interval reaches below and above its mean; 0 where it has no bounds."""
-    if math.isnan(interval.low) or math.isnan(interval.high):
+    if not (math.isfinite(interval.low) and math.isfinite(interval.high)):
         return 0.0, 0.0
     return max(interval.estimate - interval.low, 0.0), max(interval.high - interval.estimate, 0.0)

@@ -8,18 +8,11 @@ headline; the figures come from the others.
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from patchscopes.analysis.matching import matches
 from patchscopes.data import Entity, Exclusion
 from patchscopes.prompts import find_prompt
-from patchscopes.rng import philox
 from patchscopes.spec import Readout, Source, Sweep
+from patchscopes.studies.entities import CARRIER, DRAWS, FEWEST, PROMPTS, Parts, source
 from patchscopes.studies.setup import Setup, Stage
-
-CARRIER = "All of them were talking about {}"
-# The first is the paper's and the one that chooses; the range over all three is rule 23's uncertainty.
-PROMPTS = ("entity-description", "sentence-description", "question-description")
-DRAWS = 5
-FEWEST = DRAWS + 1  # of a type in a part: each needs so many donors
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +35,7 @@ FULL = Scale(
     max_new_tokens=16,
     n_coarse=4,
     step=2,
-    target_shares=(0, 1 / 30, 0.1, 0.2),
+    target_shares=(0.0, 1 / 30, 0.1, 0.2),
     n_surprisal=80,
     surprisal_step=3,
 )
@@ -52,7 +45,7 @@ QUICK = Scale(
     max_new_tokens=10,
     n_coarse=2,
     step=4,
-    target_shares=(0, 0.1),
+    target_shares=(0.0, 0.1),
     n_surprisal=20,
     surprisal_step=10,
 )
@@ -73,24 +66,14 @@ class Design:
     def of(cls, setup: Setup, entities: Sequence[Entity]) -> "Design":
         """Deal the entities, types evenly, to the choosing and the reported part."""
         scale = QUICK if setup.quick else FULL
-        usable, excluded = _usable(entities)
-        by_type: dict[str, list[Entity]] = {}
-        for index in philox("entities", setup.seed).permutation(len(usable)):
-            by_type.setdefault(usable[index].type, []).append(usable[index])
-        choosing: list[Entity] = []
-        reported: list[Entity] = []
-        for kind, group in by_type.items():
-            if len(group) < 2 * FEWEST:
-                reason = f"fewer than {2 * FEWEST} entities of its type: each part needs {DRAWS} donors"
-                excluded.extend(Exclusion(entity.name, reason) for entity in group)
-                by_type[kind] = []
-                continue
-            n = min(max(scale.n_choosing // len(by_type), FEWEST), len(group) - FEWEST)
-            choosing.extend(group[:n])
-            most = None if scale.n_reported is None else max(scale.n_reported // len(by_type), FEWEST)
-            reported.extend(_with_parts(group[n:], most))
-        seen = sum(map(len, by_type.values()))
-        return cls(setup, scale, tuple(choosing), tuple(reported), tuple(excluded), seen)
+        parts = Parts.deal(
+            entities,
+            n_choosing=scale.n_choosing,
+            n_reported=scale.n_reported,
+            seed=setup.seed,
+            thin=_with_parts,
+        )
+        return cls(setup, scale, parts.choosing, parts.reported, parts.excluded, parts.seen)
 
     @property
     def n_layers(self) -> int:
@@ -210,21 +193,6 @@ class Design:
         )
 
 
-def source(
-    entity: Entity, *, name: str | None = None, carrier: str = CARRIER, candidates: tuple[str, ...] = ()
-) -> Source:
-    """The sentence whose last word is the entity (by its bare form where `name` is given), read at that word."""
-    said = name or entity.name
-    return Source(
-        carrier.format(said),
-        at=f"text:{said}",
-        expect=entity.keywords,
-        item=entity.name,
-        kind=entity.type,
-        candidates=candidates,
-    )
-
-
 def _with_parts(entities: Sequence[Entity], n: int | None) -> list[Entity]:
     """`n` entities (None: all), half of them with a misleading part where there are as many."""
     if n is None:
@@ -233,15 +201,3 @@ def _with_parts(entities: Sequence[Entity], n: int | None) -> list[Entity]:
     some = with_part[: n // 2]
     others = [entity for entity in entities if entity not in some]
     return some + others[: n - len(some)]
-
-
-def _usable(entities: Sequence[Entity]) -> tuple[list[Entity], list[Exclusion]]:
-    """Entities that the inspection prompts do not already speak of."""
-    usable, excluded = [], []
-    texts = [find_prompt(name).text for name in PROMPTS]
-    for entity in entities:
-        if any(matches(text, (entity.name, *entity.keywords)) for text in texts):
-            excluded.append(Exclusion(entity.name, "the name or a keyword stands in an inspection prompt"))
-        else:
-            usable.append(entity)
-    return usable, excluded

@@ -8,8 +8,9 @@ from patchscopes.data import Exclusion, load_entities
 from patchscopes.errors import DataError
 from patchscopes.models import Model
 from patchscopes.results import Results
-from patchscopes.studies.entity_resolution.chosen import choose_layers
-from patchscopes.studies.entity_resolution.design import FEWEST, PROMPTS, Design
+from patchscopes.studies.choice import choose_layers
+from patchscopes.studies.entities import FEWEST, PROMPTS
+from patchscopes.studies.entity_resolution.design import Design
 from patchscopes.studies.entity_resolution.findings import Scored, all_findings, curve_table, entity_table
 from patchscopes.studies.entity_resolution.page import figures, page
 from patchscopes.studies.entity_resolution.popularity import name_logprobs
@@ -37,7 +38,7 @@ def run(model: Model, **options: Unpack[StudyOptions]) -> Report:
             f"are reported, and each half needs {FEWEST}. What was left out: {data.counts() or 'nothing'}."
         )
     setup.announce([design.choice(), *design.stages(design.target_candidates[-1], design.stepped[0])])
-    choice = choose_layers(design, setup.run(design.choice()))
+    choice = choose_layers(setup.run(design.choice()), design.choosing, design.target_candidates, design.stepped)
     setup.tell(
         f"chosen on {len(design.choosing)} entities that are not reported: ℓ* = {choice.target_layer}, ℓ = "
         f"{choice.headline}"
