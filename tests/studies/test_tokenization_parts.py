@@ -1,6 +1,8 @@
 """The parts of tokenization: matched strata, slopes, typos, odd splits, forms, and the score of detokenisation."""
 
 import math
+from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +19,7 @@ from patchscopes.spec import State
 from patchscopes.studies.entities import FEWEST, Parts
 from patchscopes.studies.setup import Setup
 from patchscopes.studies.tokenization import forms
-from patchscopes.studies.tokenization.design import Design
+from patchscopes.studies.tokenization.design import TOO_FEW, Design, enough
 from patchscopes.studies.tokenization.detokenised import detokenise, other_words
 from patchscopes.studies.tokenization.forms import NotFormedError, another_split, drawn_cut, form_of, typo
 from patchscopes.studies.tokenization.matched import matched_difference, partners, slope
@@ -192,14 +194,16 @@ def test_everyone_is_dealt_once(tmp_path: Path) -> None:
     assert (alone.choosing, alone.reported, len(alone.excluded)) == ((), (), len(lonely))
 
 
-def test_a_form_that_a_type_has_too_seldom_is_left_out_with_a_reason(tmp_path: Path) -> None:
-    setup = Setup.of(tiny_model("llama"), {"quick": True})
-    design = Design.of(setup, load_entities(written(tmp_path)).items)
-    for form, made in design.forms.items():
-        kinds = [one.entity.type for one in made]
-        assert all(kinds.count(kind) >= FEWEST for kind in kinds), form
-    seldom = {e.item.split(": ")[-1] for e in design.excluded if "of its type in this form" in e.reason}
-    assert seldom, "the names at hand have such a form"
+def test_a_form_that_a_type_has_too_seldom_is_left_out_with_a_reason(llama: Model) -> None:
+    make = partial(another_split, llama, form="lower", seed=0)
+    persons = [named(f"Spain {k}", "person") for k in range(FEWEST)]
+    places = [named(f"Wales {k}") for k in range(FEWEST - 1)] + [named("hello")]
+    kept, excluded = enough([*persons, *places], make, ": lower")
+    assert [form.entity for form in kept] == persons
+    assert Counter(e.reason for e in excluded) == {TOO_FEW: FEWEST - 1, forms.UNCHANGED: 1}
+    assert {e.item for e in excluded} == {f"{place.name}: lower" for place in places}
+    again = enough([*persons[:-1], named("SPAIN 0".title(), "person")], make, "")
+    assert again[0] == (), "two names that become one text are one donor"
 
 
 # ------------------------------------------------------------------------------------------------------- detokenisation

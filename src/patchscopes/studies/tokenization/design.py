@@ -71,12 +71,12 @@ class Design:
         scale = QUICK if setup.quick else FULL
         parts = Parts.deal(entities, n_choosing=scale.n_choosing, n_reported=scale.n_reported, seed=setup.seed)
         model, seed = setup.model, setup.seed
-        names, excluded = _enough(parts.reported, partial(form_of, model, form="plain", seed=seed), "")
+        names, excluded = enough(parts.reported, partial(form_of, model, form="plain", seed=seed), "")
         forms: dict[str, tuple[Form, ...]] = {}
         reported = [name.entity for name in names]
         for form in FORMS:
             make = partial(another_split, model, form=form, seed=seed)
-            forms[form], lost = _enough(reported, make, f": {form}")
+            forms[form], lost = enough(reported, make, f": {form}")
             excluded += lost
         forms["spaced"] = tuple(form_of(model, made.entity, "spaced", seed=seed) for made in forms["no-space"])
         return cls(setup, scale, parts.choosing, names, forms, (*parts.excluded, *excluded), parts.seen)
@@ -139,7 +139,7 @@ class Design:
         )
 
 
-def _enough(
+def enough(
     entities: Sequence[Entity], make: Callable[[Entity], Form], label: str
 ) -> tuple[tuple[Form, ...], list[Exclusion]]:
     """The forms of entities of types that have enough of them to be each other's donors; the others, and why."""
