@@ -54,6 +54,9 @@ def test_popularity_alone_is_no_difference_of_kinds() -> None:
     assert found.interval.estimate == 0
     assert found.p == 1
     assert found.n_pairs == 8
+    alike = matched_difference([1.0] * 40, single, strata, seed=0).interval
+    assert alike.estimate == 0
+    assert math.isnan(alike.low), "names that are all alike give no interval"
 
 
 def test_a_difference_of_kinds_is_found_and_not_by_chance() -> None:
@@ -90,6 +93,9 @@ def test_slopes() -> None:
     assert slope(by_tier, x, seed=0).estimate < -0.2, "longer names are the rarer ones"
     assert slope(by_tier, x, seed=0, within=tiers).estimate == pytest.approx(0), "and that is all"
     assert math.isnan(slope([0.0, 1, 0], [2, 2, 2], seed=0).estimate)
+    flat = slope([0.0] * 6, x, seed=0)
+    assert flat.estimate == 0
+    assert math.isnan(flat.low)
     noisy = slope(np.random.default_rng(0).random(60), np.arange(60) % 4, seed=0)
     assert noisy.low < noisy.estimate < noisy.high
     assert noisy.low < 0 < noisy.high

@@ -13,7 +13,7 @@ chance this would be so of one in as many as there are words, and at ℓ 0 the l
 Axes: word, layer (ℓ); draw, of other words.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -115,11 +115,12 @@ def _covering(form: Form, start: int, end: int) -> list[int]:
     return [k for k, (a, b) in enumerate(form.tokenized.spans) if a < end and b > start and a < b]
 
 
-def detokenise(design: Design, *, k: int = K) -> Detokenised:
+def detokenise(design: Design, *, k: int = K, tell: Callable[[str], None] = lambda _: None) -> Detokenised:
     """Look for each word's token among the `k` nearest of its states, plain and split, at every ℓ."""
     words, excluded = split_words(design)
     layers = design.every_layer
     states = [State(*place, layer) for word in words for place in (word.split, word.plain) for layer in layers]
+    tell(f"the nearest of {design.setup.model.d_vocab:,} tokens for {len(states):,} states of {len(words)} words")
     nearest = nearest_tokens(design.setup.model, states, k=k)
     among = [{neighbour.token_id for neighbour in found} for found in nearest]
     grid = np.array(among, dtype=object).reshape(len(words), 2, len(layers))

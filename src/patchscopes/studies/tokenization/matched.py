@@ -2,7 +2,8 @@
 
 A stratum holds names of one type and popularity tier. Where it has both kinds, its difference of means counts by the
 number of one-to-one pairs that it could make, which is the smaller of the two numbers; names in a stratum without the
-other kind have no partner and are left out. Intervals resample names; p permutes the kinds within strata.
+other kind have no partner and are left out. Intervals resample names, and there is none where all names have the same
+value; p permutes the kinds within strata.
 
 Axes: draw (of a resampling), item, stratum.
 """
@@ -81,6 +82,8 @@ def _differences(weights: Floats, scores: Floats, kinds: NDArray[np.bool_], code
 
 def _bounds(scores: Floats, kinds: NDArray[np.bool_], codes: NDArray[np.int64], seed: int) -> tuple[float, float]:
     """Percentiles over resampled items; a stratum that loses one kind in a draw does not count in it."""
+    if np.ptp(scores) < TOLERANCE:  # nothing varies in any draw, which is no certainty
+        return math.nan, math.nan
     rng, n = np.random.default_rng(seed), len(scores)
     drawn = rng.multinomial(n, np.full(n, 1 / n), N_RESAMPLES).astype(np.float64)
     low, high = np.nanquantile(_differences(drawn, scores, kinds[None], codes), [TAIL, 1 - TAIL])
@@ -116,6 +119,8 @@ def slope(values: ArrayLike, n_tokens: ArrayLike, *, seed: int, within: Sequence
     if n < 3 or np.ptp(x) < TOLERANCE:
         return Interval(math.nan, math.nan, math.nan, n, n, "none")
     estimate = float(_slope(x, y))
+    if np.ptp(y) < TOLERANCE:  # as above
+        return Interval(estimate, math.nan, math.nan, n, n, "none")
     options = {"paired": True, "n_resamples": N_RESAMPLES, "batch": BLOCK, "method": "percentile"}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", stats.DegenerateDataWarning)  # all on one line: no draw differs

@@ -91,8 +91,8 @@ def _scored(design: Design) -> tuple[Scored, list[Exclusion]]:
     )
     results = {stage.name: setup.run(stage) for stage in design.stages(choice.target_layer, choice.headline)}
     items, lost = _complete(design, results)
-    setup.tell("nearest tokens of the states of split words")
-    return Scored(design, choice, results, items, detokenise(design)), lost
+    words = detokenise(design, tell=setup.tell)
+    return Scored(design, choice, results, items, words), lost
 
 
 def _complete(design: Design, results: dict[str, Results]) -> tuple[tuple[int, ...], list[Exclusion]]:
