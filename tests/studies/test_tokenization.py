@@ -127,6 +127,9 @@ def test_what_is_written(report: Report, folder: Path) -> None:
     page = (out / "page.md").read_text(encoding="utf-8")
     assert "## What was left out" in page
     assert "An odd split (" in page
+    counts = Counter(e.reason for e in report.excluded if e.item.endswith(": lower"))
+    assert counts
+    assert all(f"- {n} × lower: {reason}" in page for reason, n in counts.items())
     walk = (out / "walk.md").read_text(encoding="utf-8")
     assert "| 0 | “" in walk
     assert "odd-split: nearest tokens" in walk

@@ -47,7 +47,7 @@ class FormScores:
 
 @dataclass(frozen=True)
 class Scored:
-    """The results of all stages, with the names that have all of their own; `lost` are the others."""
+    """The results of all stages, with the names that have all of their own (`items` of the design's)."""
 
     design: Design
     choice: Choice

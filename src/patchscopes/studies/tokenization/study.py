@@ -2,6 +2,7 @@
 
 import time
 from collections import Counter
+from collections.abc import Sequence
 from typing import Unpack
 
 from patchscopes.data import Exclusion, load_entities
@@ -15,8 +16,9 @@ from patchscopes.studies.setup import Setup, StudyOptions
 from patchscopes.studies.texts import Table
 from patchscopes.studies.tokenization import tables
 from patchscopes.studies.tokenization.design import PROMPT, Design
-from patchscopes.studies.tokenization.detokenised import detokenise
+from patchscopes.studies.tokenization.detokenised import SPLIT_WORD, detokenise
 from patchscopes.studies.tokenization.findings import Scored, all_findings, lost_forms
+from patchscopes.studies.tokenization.forms import FORMS
 from patchscopes.studies.tokenization.page import figures, page
 from patchscopes.studies.tokenization.walkthrough import walkthrough
 
@@ -58,7 +60,7 @@ def run(model: Model, **options: Unpack[StudyOptions]) -> Report:
         },
         figures=figures(scored, curves, findings),
         pages={
-            "page": page(scored, findings, Counter(exclusion.reason for exclusion in excluded), notes),
+            "page": page(scored, findings, _reasons(excluded), notes),
             "walk": walkthrough(scored),
         },
         provenance=provenance_of(
@@ -105,6 +107,15 @@ def _complete(design: Design, results: dict[str, Results]) -> tuple[tuple[int, .
     if not kept:
         raise DataError(f"no name has all results; the first failed because: {next(iter(lost.values()))}")
     return kept, [Exclusion(design.names[item].entity.name, reason.splitlines()[0]) for item, reason in lost.items()]
+
+
+def _reasons(excluded: Sequence[Exclusion]) -> Counter[str]:
+    """How often each reason holds; of what is left out of one part alone, with its name."""
+    parts = (*FORMS, SPLIT_WORD)
+    of = [next((part for part in parts if one.item.endswith(f": {part}")), None) for one in excluded]
+    return Counter(
+        one.reason if part is None else f"{part}: {one.reason}" for part, one in zip(of, excluded, strict=True)
+    )
 
 
 def _notes(design: Design) -> list[str]:
