@@ -142,6 +142,7 @@ def test_a_run_from_before_sources_had_items_kinds_and_candidates_goes_on(llama:
     for change, said in (
         ({"item": "cat"}, 'sources.0..item: nothing there, "cat" asked for'),
         ({"kind": "pet"}, 'sources.0..kind: nothing there, "pet" asked for'),
+        ({"split": tuple(SOURCES[0])}, "sources.0..split: nothing there"),
     ):
         sources = [Source(SOURCES[0], **change), SOURCES[1]]  # type: ignore[arg-type]
         with pytest.raises(RunChangedError, match=said):

@@ -90,11 +90,11 @@ def test_sources_in_a_file_of_their_own_are_found_beside_the_specification(tmp_p
 
 
 def test_a_source_has_what_a_source_in_python_has(tmp_path: Path) -> None:
-    entry = {"text": "a", "item": "A", "kind": "letter", "candidates": ["b", "c"]}
+    entry = {"text": "a", "item": "A", "kind": "letter", "candidates": ["b", "c"], "split": ["a"]}
     (tmp_path / "sources.jsonl").write_text(json.dumps(entry))
     for values in ({"sources": [entry]}, {"sources_file": "sources.jsonl"}):
         (source,) = read_spec(written(tmp_path, values)).sources
-        assert source == Source("a", item="A", kind="letter", candidates=("b", "c"))
+        assert source == Source("a", item="A", kind="letter", candidates=("b", "c"), split=("a",))
     one = read_spec(written(tmp_path, {"sources": [{"text": "a", "candidates": "b, c"}]}))
     assert one.sources[0].candidates == ("b, c",), "a text is one answer"
 

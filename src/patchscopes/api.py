@@ -236,10 +236,16 @@ def _source(value: str | Source) -> Source:
             if not isinstance(word, str | None):
                 raise OptionError(f"the {name} of a source is a text or None, not a {type(word).__name__}: {word!r}.")
         candidates = tuple(candidate.strip() for candidate in _strings(value.candidates))
-        return replace(value, expect=_strings(value.expect), candidates=candidates)
+        return replace(value, expect=_strings(value.expect), candidates=candidates, split=_pieces(value.split))
     if not isinstance(value, str):
         raise OptionError(f"a source is a text or a Source, not a {type(value).__name__}: {value!r}.")
     return Source(value)
+
+
+def _pieces(split: object) -> tuple[str, ...]:
+    if not isinstance(split, Sequence) or isinstance(split, str):
+        raise OptionError(f"the split of a source is a sequence of its pieces, not {split!r}.")
+    return _strings(split)
 
 
 def _strings(value: str | Sequence[str]) -> tuple[str, ...]:

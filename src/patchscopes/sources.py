@@ -8,7 +8,7 @@ from typing import Any
 from patchscopes.errors import SourceError
 from patchscopes.spec import Source
 
-KEYS = ("text", "at", "expect", "item", "kind", "candidates")
+KEYS = ("text", "at", "expect", "item", "kind", "candidates", "split")
 
 
 def read_sources(arguments: tuple[str, ...], file: str | None) -> list[Source]:
@@ -48,7 +48,15 @@ def source_from(entry: Any, where: str) -> Source:
         item=entry.get("item"),
         kind=entry.get("kind"),
         candidates=_answers(entry, "candidates", where),
+        split=_pieces(entry, where),
     )
+
+
+def _pieces(entry: dict[str, Any], where: str) -> tuple[str, ...]:
+    pieces = entry.get("split", [])
+    if not isinstance(pieces, list) or not all(isinstance(piece, str) for piece in pieces):
+        raise SourceError(f'{where}: "split" must be a list of the pieces of the text, not {pieces!r}.')
+    return tuple(pieces)
 
 
 def _answers(entry: dict[str, Any], key: str, where: str) -> tuple[str, ...]:

@@ -32,7 +32,8 @@ class Source:
     `at` names the position (see `patchscopes.prompts.positions`); None takes the call's. `expect` lists accepted
     answers, the first its usual form; empty takes the call's. `candidates` are the answers to score; empty takes the
     call's. `item` is what the text is about (None: an item of its own for every text) and `kind` what kind of thing
-    that is: donors, for the controls `shuffled` and `mean`, are sources of other items and the same kind.
+    that is: donors, for the controls `shuffled` and `mean`, are sources of other items and the same kind. `split` are
+    pieces that make up `text`, each tokenised by itself; empty leaves the split into tokens to the tokenizer.
     """
 
     text: str
@@ -42,6 +43,7 @@ class Source:
     item: str | None = None
     kind: str | None = None
     candidates: tuple[str, ...] = ()
+    split: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,7 @@ CONTROLS_HELP = (
     "Controls beside the cells: unpatched, self, zero, random, random-state, shuffled, mean, text-only, "
     "phrase-only; or none alone."
 )
-SOURCES_HELP = "A file of sources, or - : lines, or JSON with text, at, expect, item, kind, candidates."
+SOURCES_HELP = "A file of sources, or - : lines, or JSON with text, at, expect, item, kind, candidates, split."
 CANDIDATES_HELP = "Answers to score instead of a text: a file of one a line, or a,b,c."
 MEMORY_HELP = "What it may take beside the weights, such as 8GiB.  [default: half of what is free]"
 

@@ -36,7 +36,7 @@ def study_command(
     dtype: str,
     device: str,
 ) -> int:
-    """Run a study: entity-resolution.
+    """Run a study: entity-resolution, tokenization.
 
     Writes summary.json, a page in words, a walk through one item, tables and figures; says what it costs before it
     starts. The same command again does only what remains.

@@ -26,7 +26,8 @@ class Architecture:
     """Paths from the causal language model to its parts; config attributes that change the head's output.
 
     `logit_multiplier` and `logit_divisor` name config attributes; `softcap` names the one of tanh soft-capping.
-    `project_out` is a linear map between final norm and head (OPT), relative to the parent of the blocks.
+    `project_out` is a linear map between final norm and head (OPT), relative to the parent of the blocks. `embedded_by`
+    is what a token's embedding passes on its way into block 1 (OPT's projection, BLOOM's norm).
     """
 
     family: str
@@ -34,6 +35,7 @@ class Architecture:
     final_norm: str | None
     head: str = "lm_head"
     project_out: str | None = None
+    embedded_by: str | None = None
     logit_multiplier: str | None = None
     logit_divisor: str | None = None
     softcap: str | None = None
@@ -71,10 +73,14 @@ TABLE: Mapping[str, Architecture] = MappingProxyType(
             _gpt_like("gpt2"),
             _gpt_like("gptj"),
             _gpt_like("falcon"),
-            _gpt_like("bloom"),
+            replace(_gpt_like("bloom"), embedded_by="transformer.word_embeddings_layernorm"),
             Architecture("gpt_neox", "gpt_neox.layers", "gpt_neox.final_layer_norm", head="embed_out"),
             Architecture(
-                "opt", "model.decoder.layers", "model.decoder.final_layer_norm", project_out="model.decoder.project_out"
+                "opt",
+                "model.decoder.layers",
+                "model.decoder.final_layer_norm",
+                project_out="model.decoder.project_out",
+                embedded_by="model.decoder.project_in",
             ),
         )
     }

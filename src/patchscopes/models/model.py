@@ -181,6 +181,16 @@ class Model:
         head = self.hf.get_output_embeddings()
         return self.scaled_logits(head(states)).float()
 
+    @torch.no_grad()
+    def embedded(self, ids: Int[Tensor, " token"]) -> Float[Tensor, "token d_model"]:
+        """Embeddings of tokens as they enter block 1, but for what depends on their place (learned positions).
+
+        Scaled, projected and normed as the family does it; a scale that the config alone has (Granite's) is left out.
+        """
+        rows: Tensor = self.hf.get_input_embeddings()(ids)
+        module = self._submodule(self.architecture.embedded_by)
+        return rows if module is None else module(rows)
+
     def scaled_logits(self, logits: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch n"]:
         """The head's output with the family's scale and softcap: what the model calls logits (rule 13)."""
         architecture = self.architecture

@@ -3,7 +3,7 @@
 from patchscopes.prompts.library import LIBRARY, find_prompt
 from patchscopes.prompts.placeholders import Target, fill, resolve_target
 from patchscopes.prompts.positions import resolve_marked, resolve_positions
-from patchscopes.prompts.tokens import Tokenized, continuation, tokenize
+from patchscopes.prompts.tokens import Tokenized, continuation, tokenize, tokenize_pieces
 
 __all__ = [
     "LIBRARY",
@@ -16,4 +16,5 @@ __all__ = [
     "resolve_positions",
     "resolve_target",
     "tokenize",
+    "tokenize_pieces",
 ]

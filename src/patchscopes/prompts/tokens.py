@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
-from patchscopes.errors import CandidateError, OptionError, PositionError, PromptError
+from patchscopes.errors import CandidateError, OptionError, PositionError, PromptError, SourceError
 from patchscopes.models import Model
 from patchscopes.spec import Bos, Ids
 
@@ -56,6 +56,57 @@ def tokenize_rendered(model: Model, text: str) -> Tokenized:
     _check_encodable(text)
     encoding = model.tokenizer(text, return_offsets_mapping=True, add_special_tokens=False)
     return _build(model, text, list(encoding["input_ids"]), [tuple(span) for span in encoding["offset_mapping"]])
+
+
+def tokenize_pieces(model: Model, pieces: Sequence[str], *, bos: Bos = "auto") -> Tokenized:
+    """Tokenize each of `pieces` by itself and join them: a split of the text that the tokenizer would not choose.
+
+    A BOS goes before the first, as `tokenize` has it, and no other special token is added. Where the tokenizer puts a
+    space of its own before a text, it does so before the first alone. Raises SourceError for a piece whose tokens do
+    not stand for just that piece.
+    """
+    first = tokenize(model, pieces[0], bos=bos)
+    ids, spans = list(first.ids), list(first.spans)
+    at = len(pieces[0])
+    for piece in pieces[1:]:
+        found = _piece(model, piece)
+        ids.extend(id for id, _ in found)
+        spans.extend((at + start, at + end) for _, (start, end) in found)
+        at += len(piece)
+    return _build(model, "".join(pieces), ids, spans)
+
+
+# Signs behind which a piece is tokenised where the tokenizer puts a space before every text; they seldom merge.
+ANCHORS = ("\n", "?", ";", ">", "x")
+# How vocabularies write a space before a word.
+SPACES = ("▁", "Ġ")
+
+
+def _piece(model: Model, piece: str) -> list[tuple[int, tuple[int, int]]]:
+    """The ids and spans of a text that goes on from another one."""
+    for anchor in ANCHORS if _adds_space(model) else ("",):
+        before, joined = tokenize_rendered(model, anchor), tokenize_rendered(model, anchor + piece)
+        n = len(before)
+        spans = [(start - len(anchor), end - len(anchor)) for start, end in joined.spans[n:]]
+        if joined.ids[:n] == before.ids and _covers(spans, piece):
+            return list(zip(joined.ids[n:], spans, strict=True))
+    raise SourceError(
+        f"the tokenizer of {model.id} has no tokens for just the piece {piece!r}, all of it and without a space before "
+        "it; split elsewhere."
+    )
+
+
+def _covers(spans: Sequence[tuple[int, int]], piece: str) -> bool:
+    """Whether tokens stand for a piece and nothing before it: all of its characters, perhaps but for spaces."""
+    covered = {place for span in spans for place in range(*span)}
+    written = {place for place, sign in enumerate(piece) if not sign.isspace()}
+    return bool(covered) and written <= covered <= set(range(len(piece)))
+
+
+def _adds_space(model: Model) -> bool:
+    """Whether the tokenizer puts a space of its own before a text that begins with a word."""
+    first = str(model.tokenizer.convert_ids_to_tokens(tokenize_rendered(model, "x").ids[0]))
+    return first.startswith(SPACES)
 
 
 def continuation(model: Model, prompt: Tokenized, answer: str, *, chat: bool, bos: Bos = "auto") -> Ids:

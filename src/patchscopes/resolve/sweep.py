@@ -10,7 +10,7 @@ from patchscopes.errors import (
     SourceError,
 )
 from patchscopes.models import Model
-from patchscopes.prompts import Target, resolve_marked, resolve_target, tokenize
+from patchscopes.prompts import Target, resolve_marked, resolve_target, tokenize, tokenize_pieces
 from patchscopes.resolve.controls import CONTROLS
 from patchscopes.resolve.grid import Grid, Point, Variant, check_context, with_candidates
 from patchscopes.resolve.options import check_options
@@ -102,7 +102,11 @@ def _resolve_source(model: Model, sweep: Sweep, source: Source, index: int) -> I
         raise SourceError(f"source {index} is empty; give a text with at least one token.")
     if not _encodable(source.text):
         raise SourceError(f"source {index} is not UTF-8: {source.text!r}; convert it.")
-    tokenized = tokenize(model, source.text, bos=sweep.bos)
+    if source.split:
+        _check_split(source, index)
+        tokenized = tokenize_pieces(model, source.split, bos=sweep.bos)
+    else:
+        tokenized = tokenize(model, source.text, bos=sweep.bos)
     check_context(model, tokenized.ids, 0, f"source {index}")
     at = sweep.at if source.at is None else source.at
     marked = resolve_marked(model, tokenized, at)
@@ -116,6 +120,16 @@ def _resolve_source(model: Model, sweep: Sweep, source: Source, index: int) -> I
             candidates=source.candidates or sweep.candidates,
             item=source.item,
             kind=source.kind,
+        )
+
+
+def _check_split(source: Source, index: int) -> None:
+    if not all(source.split):
+        raise SourceError(f"source {index}: a piece of its split is empty: {source.split!r}; leave it out.")
+    if "".join(source.split) != source.text:
+        raise SourceError(
+            f"source {index}: the pieces of its split make {''.join(source.split)!r}, not its text, {source.text!r}; "
+            "they must, spaces included."
         )
 
 

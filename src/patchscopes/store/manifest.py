@@ -17,7 +17,7 @@ from patchscopes.store.shards import Shard
 FORMAT = "patchscopes.run/1"
 # Fields of a source that are younger than the format: at these values, as JSON has them, they are as good as absent, so
 # that a run from before them is still the same run.
-LATER_FIELDS: Mapping[str, Any] = MappingProxyType({"item": None, "kind": None, "candidates": []})
+LATER_FIELDS: Mapping[str, Any] = MappingProxyType({"item": None, "kind": None, "candidates": [], "split": []})
 # Compared by "is": no JSON value is this object.
 ABSENT: Any = object()
 MAX_SHOWN = 60

@@ -124,6 +124,17 @@ def findings_table(findings: Sequence[Finding]) -> pd.DataFrame:
     return pd.DataFrame([asdict(finding) for finding in findings])
 
 
+def markdown(findings: Sequence[Finding]) -> str:
+    """The findings as a table for a page."""
+    head = "| finding | beside | estimate | 95 % interval | p | entities |\n|---|---|---|---|---|---|"
+    rows = [
+        f"| {f.name} | {f.control or ''} | {shown(f.estimate)} | {shown(f.low)} to {shown(f.high)} | "
+        f"{'' if f.p is None else f'{f.p:.4f}'} | {f.n_subjects} |"
+        for f in findings
+    ]
+    return "\n".join([head, *rows])
+
+
 def shown(value: float) -> str:
     """A number as pages show it: two decimals, a true minus; ∞ for what is never reached."""
     if math.isnan(value):

@@ -8,19 +8,13 @@ headline; the figures come from the others.
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from patchscopes.analysis.matching import matches
 from patchscopes.data import Entity, Exclusion
 from patchscopes.errors import OptionError
 from patchscopes.prompts import find_prompt
-from patchscopes.rng import philox
 from patchscopes.spec import Readout, Source, Sweep
+from patchscopes.studies.entities import CARRIER, DRAWS, FEWEST, PROMPTS, Parts, source
 from patchscopes.studies.setup import Setup, Stage
 
-CARRIER = "All of them were talking about {}"
-# The first is the paper's and the one that chooses; the range over all three is rule 23's uncertainty.
-PROMPTS = ("entity-description", "sentence-description", "question-description")
-DRAWS = 5
-FEWEST = DRAWS + 1  # of a type in a part: each needs so many donors
 FEWEST_LAYERS = 3  # of a model: thirds of its depth are compared
 
 
@@ -82,24 +76,14 @@ class Design:
                 f"{setup.model.id} has {setup.model.n_layers} layers; this study needs a model with {FEWEST_LAYERS}."
             )
         scale = QUICK if setup.quick else FULL
-        usable, excluded = _usable(entities)
-        by_type: dict[str, list[Entity]] = {}
-        for index in philox("entities", setup.seed).permutation(len(usable)):
-            by_type.setdefault(usable[index].type, []).append(usable[index])
-        choosing: list[Entity] = []
-        reported: list[Entity] = []
-        for kind, group in by_type.items():
-            if len(group) < 2 * FEWEST:
-                reason = f"fewer than {2 * FEWEST} entities of its type: each part needs {DRAWS} donors"
-                excluded.extend(Exclusion(entity.name, reason, "entity") for entity in group)
-                by_type[kind] = []
-                continue
-            n = min(max(scale.n_choosing // len(by_type), FEWEST), len(group) - FEWEST)
-            choosing.extend(group[:n])
-            most = None if scale.n_reported is None else max(scale.n_reported // len(by_type), FEWEST)
-            reported.extend(_with_parts(group[n:], most))
-        seen = sum(map(len, by_type.values()))
-        return cls(setup, scale, tuple(choosing), tuple(reported), tuple(excluded), seen)
+        parts = Parts.deal(
+            entities,
+            n_choosing=scale.n_choosing,
+            n_reported=scale.n_reported,
+            seed=setup.seed,
+            thin=_with_parts,
+        )
+        return cls(setup, scale, parts.choosing, parts.reported, parts.excluded, parts.seen)
 
     @property
     def n_layers(self) -> int:
@@ -220,21 +204,6 @@ class Design:
         )
 
 
-def source(
-    entity: Entity, *, name: str | None = None, carrier: str = CARRIER, candidates: tuple[str, ...] = ()
-) -> Source:
-    """The sentence whose last word is the entity (by its bare form where `name` is given), read at that word."""
-    said = name or entity.name
-    return Source(
-        carrier.format(said),
-        at=f"text:{said}",
-        expect=entity.keywords,
-        item=entity.name,
-        kind=entity.type,
-        candidates=candidates,
-    )
-
-
 def _with_parts(entities: Sequence[Entity], n: int | None) -> list[Entity]:
     """`n` entities (None: all), half of them with a misleading part where there are as many."""
     if n is None:
@@ -243,15 +212,3 @@ def _with_parts(entities: Sequence[Entity], n: int | None) -> list[Entity]:
     some = with_part[: n // 2]
     others = [entity for entity in entities if entity not in some]
     return some + others[: n - len(some)]
-
-
-def _usable(entities: Sequence[Entity]) -> tuple[list[Entity], list[Exclusion]]:
-    """Entities that the inspection prompts do not already speak of."""
-    usable, excluded = [], []
-    texts = [find_prompt(name).text for name in PROMPTS]
-    for entity in entities:
-        if any(matches(text, (entity.name, *entity.keywords)) for text in texts):
-            excluded.append(Exclusion(entity.name, "the name or a keyword stands in an inspection prompt", "entity"))
-        else:
-            usable.append(entity)
-    return usable, excluded

@@ -9,29 +9,21 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
-from patchscopes.analysis.comparisons import holm, sign_flip
+from patchscopes.analysis.comparisons import sign_flip
 from patchscopes.analysis.intervals import Interval, mean_interval, mean_intervals, peak_interval
 from patchscopes.analysis.resolution import Resolved, logrank, survival
 from patchscopes.data import Entity
 from patchscopes.results import Results
-from patchscopes.studies.entity_resolution.chosen import Choice
-from patchscopes.studies.entity_resolution.design import DRAWS, PROMPTS, Design
-from patchscopes.studies.entity_resolution.scores import (
-    SCORES,
-    Curves,
-    curves_of,
-    places_of,
-    resolved,
-    surprised,
-    tables_of,
-)
+from patchscopes.studies.choice import Choice
+from patchscopes.studies.entities import DRAWS, PROMPTS
+from patchscopes.studies.entity_resolution.design import Design
+from patchscopes.studies.headline import DIFFERENCE, HIT, beside
 from patchscopes.studies.report import Finding
+from patchscopes.studies.scores import SCORES, Curves, curves_of, places_of, resolved, surprised, tables_of
 from patchscopes.studies.texts import Table
 
 # ℓ* = ℓ is read through the first prompt, the fixed ℓ* through all three.
 STAGES = {"same": PROMPTS[:1], "fixed": PROMPTS}
-HIT = (0.0, 1.0)
-DIFFERENCE = (-1.0, 1.0)
 OF_ADJUSTED = (-2.0, 2.0)  # a difference of two control-adjusted rates, each of which is one of rates
 HALF = 0.5  # the article: before layer 20 of 40
 EARLY, LATE = 0.15, 0.5  # thirds of the way that the part-to-entity curve is asked about, as shares of depth
@@ -120,21 +112,11 @@ def headline(scored: Scored) -> list[Finding]:
     found: list[Finding] = []
     for score, label in (("keyword", "share of entities whose keyword the text holds"), ("rouge_l", "mean RougeL")):
         curves = scored.curves("fixed", PROMPTS[0], score)
+        controls = {"shuffled": curves.donors[:, :, column].mean(axis=1), "unpatched": curves.unpatched}
+        controls |= _controls(scored, score, layer)
+        about = label, f"ℓ {layer} → ℓ* {star}"
         own = curves.own[:, column]
-        rate = scored.mean(own)
-        found.append(Finding.of(f"{score}/headline", rate, f"{label} at ℓ {layer} → ℓ* {star}"))
-        differences = {"shuffled": curves.donors[:, :, column].mean(axis=1), "unpatched": curves.unpatched}
-        differences |= _controls(scored, score, layer)
-        tests = {
-            name: sign_flip(own - control, scored.names, seed=scored.seed) for name, control in differences.items()
-        }
-        corrected = holm([test.p for test in tests.values()])
-        for (name, control), p in zip(differences.items(), corrected, strict=True):
-            interval = scored.mean(own - control, bounds=DIFFERENCE)
-            about = (
-                f"{label}, minus that with {name}, at ℓ {layer} → ℓ* {star}; p by sign flips, Holm over the controls"
-            )
-            found.append(Finding.of(f"{score}/headline", interval, about, control=name, p=p))
+        found += beside(f"{score}/headline", own, controls, scored.names, seed=scored.seed, about=about)
     return found
 
 

@@ -7,10 +7,11 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from patchscopes.analysis.intervals import Interval
-from patchscopes.studies.entity_resolution.design import CARRIER, DRAWS, PROMPTS
+from patchscopes.studies.entities import CARRIER, DRAWS, PROMPTS
 from patchscopes.studies.entity_resolution.findings import STAGES, Scored
 from patchscopes.studies.figures import Bar, Curve, Panel, bars, draw
-from patchscopes.studies.report import Finding, shown
+from patchscopes.studies.headline import verdict
+from patchscopes.studies.report import Finding, markdown, shown
 
 NOTE = "Bars: 95 % bootstrap over entities."
 GAINS = {"adjusted": "other entities (shuffled)", "minus-unpatched": "no write (unpatched)"}
@@ -109,7 +110,7 @@ def page(scored: Scored, findings: Sequence[Finding], excluded: Mapping[str, int
         "sign-flip "
         "permutations of whole entities, corrected by Holm within a family of controls.",
         "",
-        _table(findings),
+        markdown(findings),
         "",
         "## What was left out",
         "",
@@ -121,20 +122,13 @@ def page(scored: Scored, findings: Sequence[Finding], excluded: Mapping[str, int
 
 def _headline(by: Mapping[tuple[str, str | None], Finding]) -> list[str]:
     rate = by["keyword/headline", None]
-    needed = [by["keyword/headline", control] for control in ("unpatched", "random", "random-state", "shuffled")]
-    failing = [str(f.control) for f in needed if not f.stands]
-    verdict = (
-        "The finding stands: the interval is above 0 beside each of unpatched, random, random-state and shuffled."
-        if not failing
-        else f"**The finding does not stand**: beside {', '.join(failing)} the interval reaches 0 or below."
-    )
     text = by["keyword/headline", "phrase-only"]
     gain = by.get(("surprisal-gain", "shuffled"))
     surprise = f" The description is {gain} nats less surprising than with other entities' states." if gain else ""
     return [
         f"- With the state, {rate} of the texts name the entity; {by['keyword/headline', 'shuffled']} more than "
         f"with other "
-        f"entities' states. {verdict}",
+        f"entities' states. {verdict(by, 'keyword/headline')}",
         f"- The name as plain text in the placeholder's stead, which is what the model knows anyway, differs by {text} "
         "(state minus text).",
         f"- RougeL against the description: {by['rouge_l/headline', None]}; {by['rouge_l/headline', 'shuffled']} "
@@ -219,13 +213,3 @@ def _forms(by: Mapping[tuple[str, str | None], Finding]) -> list[str]:
             f"- The shorter, ambiguous form beside the full name ({short.n_subjects} pairs) hits differ by {short}."
         )
     return lines
-
-
-def _table(findings: Sequence[Finding]) -> str:
-    head = "| finding | beside | estimate | 95 % interval | p | entities |\n|---|---|---|---|---|---|"
-    rows = [
-        f"| {f.name} | {f.control or ''} | {shown(f.estimate)} | {shown(f.low)} to {shown(f.high)} | "
-        f"{'' if f.p is None else f'{f.p:.4f}'} | {f.n_subjects} |"
-        for f in findings
-    ]
-    return "\n".join([head, *rows])

@@ -6,7 +6,7 @@ from patchscopes.data import Entity
 from patchscopes.prompts import continuation, tokenize
 from patchscopes.run import run_cells
 from patchscopes.spec import Cell, Decoding, Readout
-from patchscopes.studies.entity_resolution.design import CARRIER
+from patchscopes.studies.entities import CARRIER
 from patchscopes.studies.setup import Setup
 
 

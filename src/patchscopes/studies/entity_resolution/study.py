@@ -9,8 +9,9 @@ from patchscopes.data import Entity, Exclusion, load_entities
 from patchscopes.errors import DataError
 from patchscopes.models import Model
 from patchscopes.results import Results
-from patchscopes.studies.entity_resolution.chosen import choose_layers
-from patchscopes.studies.entity_resolution.design import FEWEST, PROMPTS, Design
+from patchscopes.studies.choice import choose_layers
+from patchscopes.studies.entities import FEWEST, PROMPTS
+from patchscopes.studies.entity_resolution.design import Design
 from patchscopes.studies.entity_resolution.findings import Scored, all_findings, curve_table, entity_table
 from patchscopes.studies.entity_resolution.page import figures, page
 from patchscopes.studies.entity_resolution.popularity import name_logprobs
@@ -33,13 +34,13 @@ def run(model: Model, **options: Unpack[StudyOptions]) -> Report:
     design = Design.of(setup, data.items)
     if not design.reported:
         raise DataError(
-            f"{data.source} has {len(data.items)} entities, and no type with {2 * FEWEST} of them: half choose, half are "
-            f"reported, and each half needs {FEWEST}. What was left out: {data.counts() or 'nothing'}."
+            f"{data.source} has {len(data.items)} entities, and no type with {2 * FEWEST} of them: half choose, half "
+            f"are reported, and each half needs {FEWEST}. What was left out: {data.counts() or 'nothing'}."
         )
     setup.announce([design.choice(), *design.stages(design.target_candidates[-1], design.stepped[0])])
     chosen_by = setup.run(design.choice())
     choosing = Table.of(chosen_by, PROMPTS[0], len(design.choosing))
-    choice = choose_layers(design, chosen_by)
+    choice = choose_layers(chosen_by, design.choosing, design.target_candidates, design.stepped)
     setup.tell(f"chosen on {len(choosing.items())} entities that are not reported: {choice}")
     results = {stage.name: setup.run(stage) for stage in design.stages(choice.target_layer, choice.headline)}
     items, lost = _complete(design, results)

@@ -1,9 +1,9 @@
 """One entity, layer by layer, for a reader who sees it for the first time."""
 
 from patchscopes.resolve import resolve
-from patchscopes.studies.entity_resolution.design import CARRIER, PROMPTS
+from patchscopes.studies.entities import CARRIER, PROMPTS
 from patchscopes.studies.entity_resolution.findings import Scored
-from patchscopes.studies.entity_resolution.scores import SCORES, answer_of
+from patchscopes.studies.scores import SCORES, answer_of
 from patchscopes.studies.walk import contrasts, sentence, table_of
 
 PREFERRED = "Diana, Princess of Wales"

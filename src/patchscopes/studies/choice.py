@@ -1,13 +1,15 @@
 """The choice of ℓ* and of the headline's ℓ, on entities that are not reported."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pandas as pd
 
+from patchscopes.data import Entity
 from patchscopes.errors import DataError
 from patchscopes.results import Results
-from patchscopes.studies.entity_resolution.design import PROMPTS, Design
-from patchscopes.studies.entity_resolution.scores import SCORES, curves_of
+from patchscopes.studies.entities import PROMPTS
+from patchscopes.studies.scores import SCORES, curves_of
 from patchscopes.studies.texts import Table
 
 
@@ -23,23 +25,27 @@ class Choice:
         return f"ℓ* = {self.target_layer}, ℓ = {self.headline}"
 
 
-def choose_layers(design: Design, results: Results) -> Choice:
-    """Choose from the choosing part's scores. Of equals, the earlier layer is taken.
+def choose_layers(
+    results: Results, choosing: Sequence[Entity], targets: Sequence[int], layers: Sequence[int]
+) -> Choice:
+    """Choose from the choosing part's scores at `targets` (ℓ*) and `layers` (ℓ). Of equals, the earlier is taken.
+
+    ℓ = 0 is never chosen: the state there is the token itself, and written at ℓ* = 0 it is the name as text.
 
     Raises DataError where no entity of that part has all of its results.
     """
-    table = Table.of(results, PROMPTS[0], len(design.choosing))
+    layers = [layer for layer in layers if layer > 0]
+    table = Table.of(results, PROMPTS[0], len(choosing))
+    places = [(layer, target) for target in targets for layer in layers]
     if not table.items():
         why = next(iter(table.missing.values()), "there is none")
         raise DataError(f"no entity that chooses has all results; the first failed because: {why}")
-    layers = [layer for layer in design.stepped if layer > 0]  # the token's embedding is the name as text
-    places = [(layer, target) for target in design.target_candidates for layer in layers]
-    scores = curves_of(table, SCORES["keyword"](design.choosing), table.items(), places).adjusted.mean(axis=0)
-    grid = scores.reshape(len(design.target_candidates), len(layers))
+    scores = curves_of(table, SCORES["keyword"](choosing), table.items(), places).adjusted.mean(axis=0)
+    grid = scores.reshape(len(targets), len(layers))
     target = int(grid.mean(axis=1).argmax())
     headline = layers[int(grid[target].argmax())]
     rows = [
         {"source_layer": layer, "target_layer": star, "keyword_adjusted": float(score)}
         for (layer, star), score in zip(places, scores, strict=True)
     ]
-    return Choice(design.target_candidates[target], headline, pd.DataFrame(rows))
+    return Choice(targets[target], headline, pd.DataFrame(rows))

@@ -1,4 +1,4 @@
-"""Rows of entity-resolution → hits and scores, by entity and layer."""
+"""Texts about entities → hits and scores, by entity and layer."""
 
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -15,7 +15,7 @@ from patchscopes.analysis.scores import rouge_l
 from patchscopes.data import Entity
 from patchscopes.results import Results
 from patchscopes.spec import Row
-from patchscopes.studies.entity_resolution.design import DRAWS
+from patchscopes.studies.entities import DRAWS
 from patchscopes.studies.texts import Place, Score, Table
 
 # Where the answer about the entity ends and the model goes on to others, as the prompt's own examples do.

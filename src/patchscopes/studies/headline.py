@@ -1,0 +1,49 @@
+"""A score at one placement, and what is left of it beside each control (rule 17)."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from numpy.typing import NDArray
+
+from patchscopes.analysis.comparisons import holm, sign_flip
+from patchscopes.analysis.intervals import mean_interval
+from patchscopes.studies.report import Finding
+
+HIT = (0.0, 1.0)
+DIFFERENCE = (-1.0, 1.0)
+NEEDED = ("unpatched", "random", "random-state", "shuffled")  # rule 17: beside each of these a finding must stand
+
+
+def beside(
+    name: str,
+    own: NDArray[Any],
+    controls: Mapping[str, NDArray[Any]],
+    subjects: Sequence[str],
+    *,
+    seed: int,
+    about: tuple[str, str],
+) -> list[Finding]:
+    """The mean score, and its difference to each control, with Holm's correction over them.
+
+    `own` and each control are (item); `about` is what is scored, and where.
+    """
+    label, where = about
+    rate = mean_interval(own, subjects, seed=seed, bounds=HIT)
+    found = [Finding.of(name, rate, f"{label} at {where}")]
+    tests = [sign_flip(own - control, subjects, seed=seed) for control in controls.values()]
+    corrected = holm([test.p for test in tests])
+    for (control, values), p in zip(controls.items(), corrected, strict=True):
+        interval = mean_interval(own - values, subjects, seed=seed, bounds=DIFFERENCE)
+        said = f"{label}, minus that with {control}, at {where}; p by sign flips, Holm over the controls"
+        found.append(Finding.of(name, interval, said, control=control, p=p))
+    return found
+
+
+def verdict(by: Mapping[tuple[str, str | None], Finding], name: str) -> str:
+    """Whether the finding stands beside the four controls of rule 17, as a sentence."""
+    failing = [control for control in NEEDED if not by[name, control].stands]
+    if not failing:
+        return (
+            "The finding stands: the interval is above 0 beside each of unpatched, random, random-state and shuffled."
+        )
+    return f"**The finding does not stand**: beside {', '.join(failing)} the interval reaches 0 or below."

@@ -1,0 +1,159 @@
+"""What tokenization runs: names as they are, the same names in other forms, and the layers of each.
+
+The entities, their carrier, the choice of ℓ* and of the headline's ℓ are those of entity-resolution. Donors are names
+of the same type in the same form.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from patchscopes.data import Entity, Exclusion
+from patchscopes.prompts import find_prompt
+from patchscopes.spec import Source, Sweep
+from patchscopes.studies.entities import DRAWS, FEWEST, PROMPTS, Parts, source
+from patchscopes.studies.setup import Setup, Stage
+from patchscopes.studies.tokenization.forms import FORMS, Form, NotFormedError, another_split, form_of
+
+PROMPT = PROMPTS[0]
+TOO_FEW = f"fewer than {FEWEST} names of its type in this form: each needs {DRAWS} donors"
+
+
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """How much is run. `None` for a number of entities is all of them."""
+
+    n_reported: int | None
+    n_choosing: int
+    max_new_tokens: int
+    step: int  # between the ℓ that the choice looks at
+    form_step: int  # between the ℓ that other forms are read at
+    target_shares: tuple[float, ...]  # the ℓ* to choose from, as shares of depth
+    n_shown: int  # names whose neighbours are listed
+
+
+FULL = Scale(
+    n_reported=None,
+    n_choosing=60,
+    max_new_tokens=16,
+    step=2,
+    form_step=3,
+    target_shares=(0.0, 1 / 30, 0.1, 0.2),
+    n_shown=12,
+)
+QUICK = Scale(
+    n_reported=40,
+    n_choosing=30,
+    max_new_tokens=10,
+    step=4,
+    form_step=5,
+    target_shares=(0.0, 0.1),
+    n_shown=12,
+)
+
+
+@dataclass(frozen=True)
+class Design:
+    """The entities that choose, the names that are reported, and those of them that each form is another split of."""
+
+    setup: Setup
+    scale: Scale
+    choosing: tuple[Entity, ...]
+    names: tuple[Form, ...]
+    forms: dict[str, tuple[Form, ...]]  # by form; "spaced" has the entities of "no-space"
+    excluded: tuple[Exclusion, ...]
+    seen: int  # entities with data, before they were thinned
+
+    @classmethod
+    def of(cls, setup: Setup, entities: Sequence[Entity]) -> "Design":
+        """Deal the entities, and put those that are reported into every form."""
+        scale = QUICK if setup.quick else FULL
+        parts = Parts.deal(entities, n_choosing=scale.n_choosing, n_reported=scale.n_reported, seed=setup.seed)
+        model, seed = setup.model, setup.seed
+        names, excluded = enough(parts.reported, partial(form_of, model, form="plain", seed=seed), "")
+        forms: dict[str, tuple[Form, ...]] = {}
+        reported = [name.entity for name in names]
+        for form in FORMS:
+            make = partial(another_split, model, form=form, seed=seed)
+            forms[form], lost = enough(reported, make, f": {form}")
+            excluded += lost
+        forms["spaced"] = tuple(form_of(model, made.entity, "spaced", seed=seed) for made in forms["no-space"])
+        return cls(setup, scale, parts.choosing, names, forms, (*parts.excluded, *excluded), parts.seen)
+
+    @property
+    def n_layers(self) -> int:
+        """Blocks of the model."""
+        return self.setup.model.n_layers
+
+    @property
+    def target_candidates(self) -> tuple[int, ...]:
+        """The early ℓ* to choose from."""
+        return tuple(dict.fromkeys(round(share * self.n_layers) for share in self.scale.target_shares))
+
+    @property
+    def every_layer(self) -> tuple[int, ...]:
+        """ℓ from 0 to the last but one: written at the last layer, most prompts are read elsewhere (rule 12)."""
+        return tuple(range(self.n_layers))
+
+    @property
+    def stepped(self) -> tuple[int, ...]:
+        """The ℓ that the choice looks at."""
+        return tuple(range(0, self.n_layers, self.scale.step))
+
+    @property
+    def form_layers(self) -> tuple[int, ...]:
+        """The ℓ that other forms are read at."""
+        return tuple(range(0, self.n_layers, self.scale.form_step))
+
+    def choice(self) -> Stage:
+        """The stage that chooses: the choosing part at every candidate ℓ*."""
+        sources = [source(entity) for entity in self.choosing]
+        return Stage("choice", self._sweep(sources, self.stepped, self.target_candidates, ("unpatched", "shuffled")))
+
+    def stages(self, target_layer: int, headline: int) -> list[Stage]:
+        """All stages after the choice: names, their controls at the headline's placement, and each form."""
+        star, plain = (target_layer,), [name.source for name in self.names]
+        stages = [
+            Stage("names", self._sweep(plain, self.every_layer, star, ("unpatched", "shuffled"))),
+            Stage("controls", self._sweep(plain, (headline,), star, ("random", "random-state"))),
+        ]
+        for form, made in self.forms.items():
+            if made:
+                sources = [one.source for one in made]
+                stages.append(Stage(form, self._sweep(sources, self.form_layers, star, ("unpatched", "shuffled"))))
+        return stages
+
+    def _sweep(
+        self, sources: Sequence[Source], layers: Sequence[int], targets: Sequence[int], controls: Sequence[str]
+    ) -> Sweep:
+        return Sweep(
+            tuple(sources),
+            (find_prompt(PROMPT),),
+            tuple(layers),
+            target_layers=tuple(targets),
+            decoding=self.setup.decoding(self.scale.max_new_tokens),
+            controls=tuple(controls),
+            draws=DRAWS,
+            seed=self.setup.seed,
+        )
+
+
+def enough(
+    entities: Sequence[Entity], make: Callable[[Entity], Form], label: str
+) -> tuple[tuple[Form, ...], list[Exclusion]]:
+    """The forms of entities of types that have enough of them to be each other's donors; the others, and why."""
+    made: list[Form] = []
+    excluded: list[Exclusion] = []
+    for entity in entities:
+        try:
+            made.append(make(entity))
+        except NotFormedError as error:
+            excluded.append(Exclusion(f"{entity.name}{label}", str(error), "entity"))
+    # Donors are counted by their places: two names that become the same text are one.
+    counts = Counter(kind for kind, _ in {(form.entity.type, form.tokenized.ids) for form in made})
+    kept = tuple(form for form in made if counts[form.entity.type] >= FEWEST)
+    excluded += [
+        Exclusion(f"{f.entity.name}{label}", TOO_FEW, "entity") for f in made if counts[f.entity.type] < FEWEST
+    ]
+    return kept, excluded

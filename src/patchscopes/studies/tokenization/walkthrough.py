@@ -1,0 +1,89 @@
+"""One name plain and split, layer by layer, for a reader who sees it for the first time."""
+
+from collections.abc import Sequence
+
+from patchscopes.neighbours import Neighbour
+from patchscopes.studies.entities import CARRIER
+from patchscopes.studies.scores import answer_of
+from patchscopes.studies.texts import Table
+from patchscopes.studies.tokenization.design import PROMPT
+from patchscopes.studies.tokenization.detokenised import listed
+from patchscopes.studies.tokenization.findings import Scored
+from patchscopes.studies.tokenization.forms import Form
+from patchscopes.studies.walk import sentence
+
+N_NEAREST = 4
+
+
+def walkthrough(scored: Scored) -> str:
+    """The page: two forms of one name side by side, their nearest tokens and what the patched prompt says."""
+    name, split = _chosen(scored)
+    forms = [("plain", name)] + ([("odd-split", split)] if split is not None else [])
+    nearest = {(label, layer): found for label, _, layer, found in listed(scored.design, forms)}
+    layers = scored.design.form_layers if split is not None else scored.design.every_layer
+    texts = {label: _texts(scored, label, form) for label, form in forms}
+    head = " | ".join(f"{label}: nearest tokens | {label}: the text goes on" for label, _ in forms)
+    rows = []
+    for layer in layers:
+        cells = [f"{_tokens(nearest[label, layer])} | {texts[label][layer]}" for label, _ in forms]
+        rows.append(f"| {layer} | {' | '.join(cells)} |")
+    split_up = {
+        label: " · ".join(f"`{form.tokenized.tokens[p].strip()}`" for p in form.positions) for label, form in forms
+    }
+    lines = [
+        f"# {name.entity.name}, plain and split",
+        "",
+        f"The model reads “{CARRIER.format(name.entity.name)}”. Its tokenizer makes of the name: {split_up['plain']}."
+        + (f" By force it is split into {split_up['odd-split']}, which the model hardly ever saw." if split else ""),
+        "",
+        "At the last token of the name, after ℓ blocks, there is a vector. **Nearest tokens**: the words of the "
+        "vocabulary whose input embeddings point the same way, with the cosine. **The text goes on**: the vector is "
+        f"written over the “x” of the inspection prompt “…, x”, after ℓ* = {scored.choice.target_layer} blocks, and "
+        "the "
+        "model goes on by itself.",
+        "",
+        f"| ℓ | {head} |",
+        f"|---|{'---|---|' * len(forms)}",
+        *rows,
+        "",
+        "Without a write the prompt goes on: "
+        f"{sentence(scored.table.rows['unpatched', None, (None, None), 0].text or '')}",
+        "",
+        f"Words that count as the entity: {', '.join(name.entity.keywords)}.",
+        "",
+        "How to read it: at ℓ 0 the nearest token is the last piece itself; where the words of the two columns come "
+        "to agree, the model has put the pieces together. Near tokens are evidence that a word is there, far ones are "
+        "none that it is not: higher up, states need not resemble embeddings, and turn to what comes next.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _chosen(scored: Scored) -> tuple[Form, Form | None]:
+    """A name whose split word is put together again, of several that with the most hits; else any with a split."""
+    split = {made.entity.name: made for made in scored.forms["odd-split"].made} if "odd-split" in scored.forms else {}
+    words = {word.entity: found.any() for word, found in zip(scored.words.words, scored.words.split, strict=True)}
+    order = sorted(
+        range(len(scored.names)),
+        key=lambda k: (
+            scored.names[k].entity.name not in split,
+            not words.get(scored.names[k].entity.name, False),
+            -scored.hits[k].sum(),
+        ),
+    )
+    name = scored.names[order[0]]
+    return name, split.get(name.entity.name)
+
+
+def _texts(scored: Scored, label: str, form: Form) -> dict[int, str]:
+    """What the patched prompt says, by ℓ, for the name in this form."""
+    made: Sequence[Form] = scored.design.names if label == "plain" else scored.design.forms[label]
+    stage = "names" if label == "plain" else label
+    table = Table.of(scored.results[stage], PROMPT, len(made))
+    item = [one.entity.name for one in made].index(form.entity.name)
+    star = scored.choice.target_layer
+    layers = scored.design.every_layer if label == "plain" else scored.design.form_layers
+    return {layer: sentence(answer_of(table.rows[None, item, (layer, star), 0])) for layer in layers}
+
+
+def _tokens(found: Sequence[Neighbour]) -> str:
+    return ", ".join(f"“{sentence(n.token)}” {n.cosine:.2f}".replace("-", "−") for n in found[:N_NEAREST])
