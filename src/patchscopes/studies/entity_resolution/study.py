@@ -33,8 +33,8 @@ def run(model: Model, **options: Unpack[StudyOptions]) -> Report:
     design = Design.of(setup, data.items)
     if not design.reported:
         raise DataError(
-            f"{data.source} has {len(data.items)} entities, and no type with {2 * FEWEST} of them: half choose, half are "
-            f"reported, and each half needs {FEWEST}. What was left out: {data.counts() or 'nothing'}."
+            f"{data.source} has {len(data.items)} entities, and no type with {2 * FEWEST} of them: half choose, half "
+            f"are reported, and each half needs {FEWEST}. What was left out: {data.counts() or 'nothing'}."
         )
     setup.announce([design.choice(), *design.stages(design.target_candidates[-1], design.stepped[0])])
     chosen_by = setup.run(design.choice())
