@@ -43,10 +43,10 @@ class Scale:
 
 
 FULL = Scale(
-    sources=(0, 0.07, 0.13, 0.23, 0.33, 0.47, 0.6, 0.77, 0.93),
-    targets=(0, 0.07, 0.2, 0.33, 0.53, 0.8),
+    sources=(0.0, 0.07, 0.13, 0.23, 0.33, 0.47, 0.6, 0.77, 0.93),
+    targets=(0.0, 0.07, 0.2, 0.33, 0.53, 0.8),
     coarse=(0.13, 0.47),
-    probed=(0, 0.13, 0.33, 0.6, 0.93),
+    probed=(0.0, 0.13, 0.33, 0.6, 0.93),
     n_asked=200,
     n_total=600,
     n_per_relation=30,
@@ -56,8 +56,8 @@ FULL = Scale(
     max_new_tokens=12,
 )
 QUICK = Scale(
-    sources=(0, 0.13, 0.33, 0.6),
-    targets=(0, 0.1, 0.33),
+    sources=(0.0, 0.13, 0.33, 0.6),
+    targets=(0.0, 0.1, 0.33),
     coarse=(0.13,),
     probed=(0.13, 0.33),
     n_asked=60,
