@@ -59,3 +59,8 @@ def test_what_cannot_be_compared_is_refused() -> None:
         sign_flip([1.0], ["a", "b"], seed=0)
     with pytest.raises(errors.OptionError, match="one of each per item"):
         mcnemar([1, 0], [1])
+
+
+def test_one_subject_alone_shows_nothing() -> None:
+    found = sign_flip([0.5, 1.0], ["a", "a"], seed=0)
+    assert (found.difference, found.p, found.n_subjects, found.method) == (0.75, 1.0, 1, "none")

@@ -115,7 +115,7 @@ def test_what_has_no_mean_is_refused(values: list[float], subjects: list[str], m
 def test_the_peak_of_a_curve_and_how_sure_it_is() -> None:
     rng = np.random.default_rng(8)
     curve = np.array([0.1, 0.2, 0.6, 0.2, 0.1])
-    clear = peak_interval(curve + rng.normal(0, 0.1, (80, 5)), list(range(80)), range(5), seed=0)
+    clear = peak_interval(curve + rng.normal(0, 0.1, (80, 5)), list(range(80)), [0.0, 1.0, 2.0, 3.0, 4.0], seed=0)
     assert (clear.estimate, clear.low, clear.high) == (2, 2, 2)
-    flat = peak_interval(rng.normal(0, 1, (80, 5)), list(range(80)), range(5), seed=0)
+    flat = peak_interval(rng.normal(0, 1, (80, 5)), list(range(80)), [0.0, 1.0, 2.0, 3.0, 4.0], seed=0)
     assert flat.high - flat.low >= 3

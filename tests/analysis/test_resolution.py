@@ -59,6 +59,18 @@ def test_the_log_rank_test_finds_a_later_group_and_no_difference_where_none_is()
     assert logrank([1, 2], ["a", "a"], n_layers=12) == 1.0
 
 
+def test_all_at_one_layer_is_a_median_with_bounds_and_no_difference() -> None:
+    """Where nothing varies, the survival function has no variance: it gives no bounds and the test cannot divide."""
+    assert logrank([3] * 8, ["a", "b"] * 4, n_layers=8) == 1.0
+    found = survival([3] * 20, n_layers=8)
+    assert (found.median, found.low, found.high) == (3, 3, 3)
+    few = survival([3] * 3, n_layers=8)
+    assert (few.median, few.low, few.high) == (3, 0, math.inf), "of three, no order statistic bounds the median"
+    for first in ([3] * 11 + [None] * 9, [0] * 19 + [5], [2] * 10 + [None] * 10):
+        found = survival(first, n_layers=8)
+        assert found.low <= found.median <= found.high
+
+
 @pytest.mark.parametrize("call", [lambda: survival([], 3), lambda: logrank([1], ["a", "b"], 3)])
 def test_nothing_to_compare_is_refused(call: object) -> None:
     with pytest.raises(errors.OptionError):

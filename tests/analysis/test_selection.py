@@ -65,3 +65,10 @@ def test_too_few_subjects_are_refused() -> None:
         best_of(np.empty((3, 0)))
     with pytest.raises(errors.OptionError, match="items × placements"):
         choose(np.ones(3), [0, 1, 0])
+
+
+def test_only_eligible_placements_are_chosen() -> None:
+    scores = np.array([[1.0, 0.0, 0.5]] * 4)
+    assert choose(scores, [0, 1, 0, 1], among=[1, 2]).by_fold == (2, 2)
+    with pytest.raises(errors.OptionError, match="may be chosen"):
+        choose(scores, [0, 1, 0, 1], among=[])

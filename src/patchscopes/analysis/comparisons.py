@@ -38,6 +38,8 @@ def sign_flip(differences: ArrayLike, subjects: Sequence[Hashable], *, seed: int
     total = sums[:, 0]
     if not total.any():
         return Test(0.0, 1.0, len(values), len(total))
+    if len(total) == 1:  # both flips lie equally far from 0
+        return Test(float(values.mean()), 1.0, len(values), 1, "none")
     result = stats.permutation_test(
         (total,),
         lambda sample, axis=-1: sample.sum(axis=axis),

@@ -79,7 +79,9 @@ def mean_intervals(
     return [interval for interval in found if interval is not None]
 
 
-def peak_interval(values: ArrayLike, subjects: Sequence[Hashable], at: Sequence[float], *, seed: int) -> Interval:
+def peak_interval(
+    values: ArrayLike, subjects: Sequence[Hashable], at: Sequence[int] | Sequence[float], *, seed: int
+) -> Interval:
     """Where the mean curve over items is highest: one of `at`, the first of equals, with a percentile interval.
 
     values (item × column), `at` one position a column. Subjects are resampled, and the curve's peak is found each time.

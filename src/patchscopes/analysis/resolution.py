@@ -12,6 +12,7 @@ from itertools import pairwise
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy import stats
 
 from patchscopes.errors import OptionError
 
@@ -77,8 +78,23 @@ def survival(first: Sequence[int | None], n_layers: int) -> Survival:
         warnings.simplefilter("ignore", RuntimeWarning)  # the variance at a survival of 0
         low, high = curve.quantile_ci(0.5)
     median = curve.quantile(0.5)
-    reached = (math.inf if math.isnan(value) else float(value) - 1 for value in (median, low, high))
-    return Survival(len(first), int(resolved.sum()), *reached)
+    if math.isnan(median):
+        return Survival(len(first), int(resolved.sum()), math.inf, _reached(low), math.inf)
+    # Where the curve falls at once from above the bounds to below them, it has none; order statistics do.
+    lowest, highest = _order_bounds(np.sort(np.where(resolved, times, math.inf)))
+    bounds = lowest if math.isnan(low) else _reached(low), highest if math.isnan(high) else _reached(high)
+    return Survival(len(first), int(resolved.sum()), _reached(median), *bounds)
+
+
+def _reached(time: float) -> float:
+    """The layer of a time that a survival function gave; infinite where it gave none."""
+    return math.inf if math.isnan(time) else float(time) - 1
+
+
+def _order_bounds(layers: NDArray[np.float64]) -> tuple[float, float]:
+    """The 95 % interval of the median of sorted `layers` from order statistics; from 0 to infinity where too few."""
+    below = int(stats.binom.ppf(0.025, len(layers), 0.5))
+    return (float(layers[below - 1]), float(layers[-below])) if below else (0.0, math.inf)
 
 
 def logrank(first: Sequence[int | None], groups: Sequence[Hashable], n_layers: int) -> float:
@@ -92,5 +108,7 @@ def logrank(first: Sequence[int | None], groups: Sequence[Hashable], n_layers: i
     if len(names) < 2 or not resolved.any():
         return 1.0
     times = np.array([n_layers if layer is None else layer for layer in first], dtype=np.float64) + 1
+    if np.ptp(times) == 0:  # all at the same layer, of which the test's variance is 0
+        return 1.0
     _, p = survdiff(times, resolved.astype(int), np.array([names.index(group) for group in groups]))
     return float(p)

@@ -41,16 +41,19 @@ def folds_of(subjects: Sequence[Hashable], n_folds: int, *, seed: int) -> NDArra
     return np.array([fold[subject] for subject in subjects], dtype=np.int64)
 
 
-def choose(scores: ArrayLike, folds: ArrayLike) -> Chosen:
+def choose(scores: ArrayLike, folds: ArrayLike, *, among: Sequence[int] | None = None) -> Chosen:
     """For each fold, the placement with the best mean score over the items of the others; the first of equals.
 
-    scores (item, placement), folds (item).
+    scores (item, placement), folds (item); `among` are the placements that may be chosen, all where None.
     """
     table, fold = np.asarray(scores, dtype=np.float64), np.asarray(folds)
     if table.ndim != 2 or not table.shape[1] or len(fold) != len(table):
         raise OptionError(f"scores of shape {table.shape} and {len(fold)} folds; items × placements are needed.")
+    eligible = np.arange(table.shape[1]) if among is None else np.asarray(among)
+    if not len(eligible):
+        raise OptionError("there is no placement that may be chosen.")
     n_folds = int(fold.max()) + 1
-    by_fold = tuple(int(table[fold != k].mean(axis=0).argmax()) for k in range(n_folds))
+    by_fold = tuple(int(eligible[table[fold != k][:, eligible].mean(axis=0).argmax()]) for k in range(n_folds))
     return Chosen(np.array(by_fold, dtype=np.int64)[fold], by_fold)
 
 

@@ -52,16 +52,20 @@ def study_command(
     label = Path(model_name).name + ("-quick" if quick else "")
     folder = Path(out) if out is not None else Path("patchscopes-studies") / f"{name}-{label}"
     model = api.load(model_name, dtype=dtype, device=device, notify=_tell)
-    report = study.run(
-        model,
-        data=data,
-        quick=quick,
-        out=folder,
-        seed=seed,
-        memory_bytes=None if memory is None else parse_bytes(memory),
-        watch=_watch,
-        tell=_tell,
-    )
+    try:
+        report = study.run(
+            model,
+            data=data,
+            quick=quick,
+            out=folder,
+            seed=seed,
+            memory_bytes=None if memory is None else parse_bytes(memory),
+            watch=_watch,
+            tell=_tell,
+        )
+    except KeyboardInterrupt:
+        _tell("interrupted; the same command goes on from here")
+        return 130
     click.echo(report.pages["page"])
     click.echo(f"all of it is in {folder}: page.md, walk.md, summary.json, tables, figures", err=True)
     return 0

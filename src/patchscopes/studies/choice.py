@@ -15,11 +15,14 @@ from patchscopes.studies.texts import Table
 
 @dataclass(frozen=True)
 class Choice:
-    """ℓ* with the best mean control-adjusted keyword score over all ℓ, and the best ℓ there; `table` has all."""
+    """ℓ* with the best mean control-adjusted keyword score over ℓ ≥ 1, and the best ℓ there; `table` has all."""
 
     target_layer: int
     headline: int
     table: pd.DataFrame
+
+    def __str__(self) -> str:
+        return f"ℓ* = {self.target_layer}, ℓ = {self.headline}"
 
 
 def choose_layers(
@@ -27,8 +30,11 @@ def choose_layers(
 ) -> Choice:
     """Choose from the choosing part's scores at `targets` (ℓ*) and `layers` (ℓ). Of equals, the earlier is taken.
 
+    ℓ = 0 is never chosen: the state there is the token itself, and written at ℓ* = 0 it is the name as text.
+
     Raises DataError where no entity of that part has all of its results.
     """
+    layers = [layer for layer in layers if layer > 0]
     table = Table.of(results, PROMPTS[0], len(choosing))
     places = [(layer, target) for target in targets for layer in layers]
     if not table.items():

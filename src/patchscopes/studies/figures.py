@@ -11,11 +11,18 @@ from matplotlib.figure import Figure
 
 from patchscopes.analysis.intervals import Interval
 
-# Line, marker, grey: every curve differs from the others in two of them, so that a black-and-white copy is as good.
-STYLES = (
+# Line, marker, grey: eight curves differ from each other in two of them, so that a black-and-white copy is as good.
+# Behind the first eight, markers come again with other lines.
+_FIRST = (
     ("-", "o", "0.0"), ("--", "s", "0.35"), ("-.", "^", "0.2"), (":", "D", "0.5"), ("-", "v", "0.6"),
     ("--", "x", "0.1"), (":", "P", "0.3"), ("-.", "*", "0.55"),
 )  # fmt: skip
+_LINES = ("-", "--", "-.", ":")
+STYLES = tuple(
+    (_LINES[(_LINES.index(line) + turn) % len(_LINES)], marker, grey)
+    for turn in range(len(_LINES))
+    for line, marker, grey in _FIRST
+)
 WIDTH, HEIGHT = 7.0, 3.6  # inches
 FONT = 9.0
 

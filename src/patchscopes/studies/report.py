@@ -5,7 +5,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +64,6 @@ class Report:
     pages: Mapping[str, str]
     provenance: Mapping[str, Any]
     notes: Sequence[str] = ()
-    _: None = field(default=None, repr=False)
 
     def finding(self, name: str, control: str | None = None) -> Finding:
         """The finding of that name, beside that control. Raises KeyError where there is none."""
@@ -74,13 +73,13 @@ class Report:
         raise KeyError(f"{name!r} beside {control!r}")
 
     def summary(self) -> dict[str, Any]:
-        """The summary as plain JSON: numbers that are none, or infinite, are null."""
-        counts = Counter(exclusion.reason for exclusion in self.excluded)
+        """The summary as plain JSON: numbers that are none, or infinite, are null. `kind` tells entities from parts."""
+        counts = Counter((exclusion.reason, exclusion.kind) for exclusion in self.excluded)
         return {
             "schema": SCHEMA,
             "study": self.study,
             "findings": [{key: _plain(value) for key, value in asdict(finding).items()} for finding in self.findings],
-            "excluded": [{"reason": reason, "count": count} for reason, count in counts.items()],
+            "excluded": [{"reason": reason, "kind": kind, "count": n} for (reason, kind), n in counts.items()],
             "notes": list(self.notes),
             "provenance": dict(self.provenance),
         }
@@ -112,7 +111,7 @@ def provenance_of(setup: Setup, *, data: Mapping[str, Any], design: Mapping[str,
         "design": dict(design),
         "quick": setup.quick,
         "seed": setup.seed,
-        "runner": getattr(setup.runner, "__name__", str(setup.runner)).lower(),
+        "runner": setup.runner_name,
         "rows": {stage: dict(counts) for stage, counts in setup.counts.items()},
         "seconds": round(time.monotonic() - began, 1),
         "versions": {**versions()},
@@ -142,7 +141,8 @@ def shown(value: float) -> str:
         return "–"
     if math.isinf(value):
         return "never" if value > 0 else "−∞"
-    return f"{value:.2f}".replace("-", "−")
+    text = f"{value:.2f}"
+    return "0.00" if text == "-0.00" else text.replace("-", "−")
 
 
 def _plain(value: Any) -> Any:

@@ -88,6 +88,11 @@ class Setup:
             raise OutputError(f"{setup.out} is a file; a study needs a directory of its own.")
         return setup
 
+    @property
+    def runner_name(self) -> str:
+        """What runs the cells, as provenance has it."""
+        return str(getattr(self.runner, "__name__", type(self.runner).__name__)).lower()
+
     def decoding(self, max_new_tokens: int) -> Decoding:
         """Greedy, until the model's own end or so many tokens."""
         return Decoding(max_new_tokens=max_new_tokens, eos_ids=tuple(sorted(self.model.eos_ids)))
@@ -102,8 +107,7 @@ class Setup:
         folder = None if self.out is None else self.out / "runs" / stage.name
         with collector_paused():
             resolved = resolve(self.model, stage.sweep)
-        name = getattr(self.runner, "__name__", type(self.runner).__name__).lower()
-        return Inspection(self.model, stage.sweep, resolved, self.runner, name, self.budget(), folder)
+        return Inspection(self.model, stage.sweep, resolved, self.runner, self.runner_name, self.budget(), folder)
 
     def run(self, stage: Stage) -> Results:
         """Run what remains of the stage, and return all of its rows."""
@@ -120,8 +124,8 @@ class Setup:
         self.counts[stage.name] = dict(results.counts)
         return results
 
-    def announce(self, stages: Sequence[Stage]) -> None:
-        """Say what `stages` cost here, all together, before any of them starts."""
+    def announce(self, stages: Sequence[Stage], *, at_most: bool = False) -> None:
+        """Say what `stages` cost here, all together, before any starts; `at_most` where some may be left out."""
         n_cells, seconds, speed = 0, 0.0, None
         for stage in stages:
             plan = self.prepare(stage).plan
@@ -131,4 +135,5 @@ class Setup:
             n_cells += len(plan.cells)
             seconds += plan.explain(speed).seconds
         kept = "" if self.out is None else f"; what {self.out / 'runs'} already holds is not run again"
-        self.tell(f"{len(stages)} stages, {n_cells:,} cells, about {duration(seconds)} here{kept}")
+        most = "at most " if at_most else ""
+        self.tell(f"{len(stages)} stages, {most}{n_cells:,} cells, {most}about {duration(seconds)} here{kept}")

@@ -20,7 +20,10 @@ Score = Callable[[int, Row], float]  # of the row, for the item
 
 @dataclass(frozen=True)
 class Table:
-    """The rows of one inspection prompt, by control, item, (ℓ, ℓ*) and draw; rows without a result are `missing`."""
+    """The rows of one inspection prompt, by control, item, (ℓ, ℓ*) and draw; rows without a result are `missing`.
+
+    Where several rows would be one place's (candidates, samples), none of them is: whoever asks for it gets an error.
+    """
 
     rows: dict[tuple[str | None, int | None, Place, int], Row]
     missing: dict[int, str]
@@ -30,15 +33,19 @@ class Table:
     def of(cls, results: Results, prompt: str, n_items: int) -> "Table":
         """The table of `prompt`'s rows. An inert row is no result: it is never scored (rule 12)."""
         rows: dict[tuple[str | None, int | None, Place, int], Row] = {}
+        twice: set[tuple[str | None, int | None, Place, int]] = set()
         missing: dict[int, str] = {}
         for row in results:
             if row.prompt != prompt and row.prompt is not None:
                 continue
             if row.status == "ok":
-                rows[row.control, row.source_index, (row.source_layer, row.target_layer), row.draw] = row
+                key = row.control, row.source_index, (row.source_layer, row.target_layer), row.draw
+                if key in rows:
+                    twice.add(key)
+                rows[key] = row
             elif row.status == "failed" and row.source_index is not None:
                 missing.setdefault(row.source_index, row.reason or "failed")
-        return cls(rows, missing, n_items)
+        return cls({key: row for key, row in rows.items() if key not in twice}, missing, n_items)
 
     def items(self) -> list[int]:
         """The items that have all of their results."""

@@ -9,10 +9,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from patchscopes.data import Entity, Exclusion
+from patchscopes.errors import OptionError
 from patchscopes.prompts import find_prompt
 from patchscopes.spec import Readout, Source, Sweep
 from patchscopes.studies.entities import CARRIER, DRAWS, FEWEST, PROMPTS, Parts, source
 from patchscopes.studies.setup import Setup, Stage
+
+FEWEST_LAYERS = 3  # of a model: thirds of its depth are compared
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +67,14 @@ class Design:
 
     @classmethod
     def of(cls, setup: Setup, entities: Sequence[Entity]) -> "Design":
-        """Deal the entities, types evenly, to the choosing and the reported part."""
+        """Deal the entities, types evenly, to the choosing and the reported part.
+
+        Raises OptionError for a model with too few layers.
+        """
+        if setup.model.n_layers < FEWEST_LAYERS:
+            raise OptionError(
+                f"{setup.model.id} has {setup.model.n_layers} layers; this study needs a model with {FEWEST_LAYERS}."
+            )
         scale = QUICK if setup.quick else FULL
         parts = Parts.deal(
             entities,
@@ -110,7 +120,8 @@ class Design:
     def coarse(self, *more: int) -> tuple[int, ...]:
         """The ℓ at which every control is run, and `more`."""
         n = self.scale.n_coarse
-        return tuple(sorted({round((k + 0.5) * self.n_layers / n) for k in range(n)} | set(more)))
+        places = (round((k + 0.5) * self.n_layers / n) for k in range(n))
+        return tuple(sorted({min(layer, self.n_layers - 1) for layer in places} | set(more)))
 
     def stages(self, target_layer: int, headline: int) -> list[Stage]:
         """All stages after the choice of ℓ* and of the headline's ℓ."""

@@ -24,6 +24,7 @@ from patchscopes.studies.texts import Table
 
 # ℓ* = ℓ is read through the first prompt, the fixed ℓ* through all three.
 STAGES = {"same": PROMPTS[:1], "fixed": PROMPTS}
+OF_ADJUSTED = (-2.0, 2.0)  # a difference of two control-adjusted rates, each of which is one of rates
 HALF = 0.5  # the article: before layer 20 of 40
 EARLY, LATE = 0.15, 0.5  # thirds of the way that the part-to-entity curve is asked about, as shares of depth
 
@@ -192,6 +193,8 @@ def popularity(scored: Scored) -> list[Finding]:
     likelier = logprobs >= np.median(logprobs)
     for name, side in (("likelier", likelier), ("unlikelier", ~likelier)):
         among = np.flatnonzero(side).tolist()
+        if not among:  # all names are equally likely
+            continue
         about = f"share resolved among the half of the names that the model finds {name}"
         found.append(Finding.of(f"resolved/{name}-names", scored.mean(hit[among], among=among), about))
     return found
@@ -224,7 +227,7 @@ def early(scored: Scored) -> list[Finding]:
         difference = adjusted[:, :middle].mean(axis=1) - adjusted[:, middle:].mean(axis=1)
         p = sign_flip(difference, scored.names, seed=scored.seed).p
         about = "control-adjusted keyword rate in the first half of the depth minus that in the second"
-        found.append(Finding.of(f"early-minus-late/{stage}", scored.mean(difference, bounds=DIFFERENCE), about, p=p))
+        found.append(Finding.of(f"early-minus-late/{stage}", scored.mean(difference, bounds=OF_ADJUSTED), about, p=p))
     return found
 
 
@@ -246,7 +249,7 @@ def parts(scored: Scored) -> list[Finding]:
                 f"{low:.0%} to "
                 f"{high:.0%} of the depth"
             )
-            interval = scored.mean(difference, bounds=DIFFERENCE, among=among)
+            interval = scored.mean(difference, bounds=OF_ADJUSTED, among=among)
             found.append(Finding.of(f"part-minus-entity/{stage}/{name}", interval, about, control="shuffled", p=p))
         shift = _centre(part, layers) - _centre(entity, layers)
         if not math.isnan(shift):
@@ -288,9 +291,10 @@ def forms(scored: Scored) -> list[Finding]:
     full = scored.keyword["fixed", PROMPTS[0]].own[:, scored.design.every_layer.index(layer)]
     bare = Table.of(scored.results["bare"], PROMPTS[0], len(scored.design.reported))
     alone = [k for k, item in enumerate(scored.items) if item not in bare.missing]
-    hits = bare.own(SCORES["keyword"](scored.design.reported), [scored.items[k] for k in alone], place)[:, 0]
-    about = f"keyword hits of names without a carrier minus those with one, at ℓ {layer} → ℓ* {star}"
-    found.append(_paired(scored, "bare-minus-carrier", hits - full[alone], alone, about))
+    if alone:
+        hits = bare.own(SCORES["keyword"](scored.design.reported), [scored.items[k] for k in alone], place)[:, 0]
+        about = f"keyword hits of names without a carrier minus those with one, at ℓ {layer} → ℓ* {star}"
+        found.append(_paired(scored, "bare-minus-carrier", hits - full[alone], alone, about))
     paired = scored.design.paired()
     if not paired:
         return found
@@ -317,6 +321,8 @@ def surprisal(scored: Scored) -> list[Finding]:
     """How much less surprising the state makes the entity's description, than nothing and than a donor's state."""
     layer, star = scored.choice.headline, scored.choice.target_layer
     gains, names = surprisal_gains(scored, [layer])
+    if not names:
+        return []
     found = []
     for control, values in gains.items():
         p = sign_flip(values[:, 0], names, seed=scored.seed).p
@@ -351,6 +357,8 @@ def curve_table(scored: Scored) -> pd.DataFrame:
 def _surprisal_rows(scored: Scored) -> list[dict[str, object]]:
     layers = scored.design.surprisal_layers(scored.choice.headline)
     gains, names = surprisal_gains(scored, layers)
+    if not names:
+        return []
     rows: list[dict[str, object]] = []
     for control, values in gains.items():
         kind = "adjusted" if control == "shuffled" else "minus-unpatched"

@@ -123,16 +123,16 @@ def page(scored: Scored, findings: Sequence[Finding], excluded: Mapping[str, int
 def _headline(by: Mapping[tuple[str, str | None], Finding]) -> list[str]:
     rate = by["keyword/headline", None]
     text = by["keyword/headline", "phrase-only"]
-    gain = by["surprisal-gain", "shuffled"]
+    gain = by.get(("surprisal-gain", "shuffled"))
+    surprise = f" The description is {gain} nats less surprising than with other entities' states." if gain else ""
     return [
-        f"- With the state, {rate:} of the texts name the entity; {by['keyword/headline', 'shuffled']} more than "
+        f"- With the state, {rate} of the texts name the entity; {by['keyword/headline', 'shuffled']} more than "
         f"with other "
         f"entities' states. {verdict(by, 'keyword/headline')}",
         f"- The name as plain text in the placeholder's stead, which is what the model knows anyway, differs by {text} "
         "(state minus text).",
         f"- RougeL against the description: {by['rouge_l/headline', None]}; {by['rouge_l/headline', 'shuffled']} "
-        f"above shuffled. "
-        f"The description is {gain} nats less surprising than with other entities' states.",
+        f"above shuffled.{surprise}",
     ]
 
 
@@ -159,12 +159,13 @@ def _resolved(by: Mapping[tuple[str, str | None], Finding]) -> list[str]:
 
 def _names(by: Mapping[tuple[str, str | None], Finding]) -> str:
     tiers = ", ".join(f"{key[0][-1]}: {by[key]}" for key in by if key[0].startswith("name-logprob/tier-"))
-    likelier, other = by["resolved/likelier-names", None], by["resolved/unlikelier-names", None]
-    return (
-        f"- The model's mean ln p of the names by tier: {tiers}. Of the half of the names that it finds likelier "
-        f"{likelier} "
-        f"are resolved, of the other half {other}."
+    likelier, other = (by.get((f"resolved/{side}-names", None)) for side in ("likelier", "unlikelier"))
+    halves = (
+        f" Of the half of the names that it finds likelier {likelier} are resolved, of the other half {other}."
+        if likelier and other
+        else ""
     )
+    return f"- The model's mean ln p of the names by tier: {tiers}.{halves}"
 
 
 def _early(by: Mapping[tuple[str, str | None], Finding]) -> list[str]:
@@ -202,9 +203,10 @@ def _parts(by: Mapping[tuple[str, str | None], Finding]) -> list[str]:
 
 
 def _forms(by: Mapping[tuple[str, str | None], Finding]) -> list[str]:
-    lines = [
-        f"- Without a carrier (the bare name; often an attention sink) hits differ by {by['bare-minus-carrier', None]}."
-    ]
+    lines = []
+    if ("bare-minus-carrier", None) in by:
+        bare = by["bare-minus-carrier", None]
+        lines.append(f"- Without a carrier (the bare name; often an attention sink) hits differ by {bare}.")
     if ("short-minus-full", None) in by:
         short = by["short-minus-full", None]
         lines.append(

@@ -2,9 +2,10 @@
 
 import time
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import Unpack
 
-from patchscopes.data import Exclusion, load_entities
+from patchscopes.data import Entity, Exclusion, load_entities
 from patchscopes.errors import DataError
 from patchscopes.models import Model
 from patchscopes.results import Results
@@ -33,22 +34,20 @@ def run(model: Model, **options: Unpack[StudyOptions]) -> Report:
     design = Design.of(setup, data.items)
     if not design.reported:
         raise DataError(
-            f"{data.source} has {len(data.items)} entities, and no type with {2 * FEWEST} of them: half of them "
-            f"choose, half "
+            f"{data.source} has {len(data.items)} entities, and no type with {2 * FEWEST} of them: half choose, half "
             f"are reported, and each half needs {FEWEST}. What was left out: {data.counts() or 'nothing'}."
         )
     setup.announce([design.choice(), *design.stages(design.target_candidates[-1], design.stepped[0])])
-    choice = choose_layers(setup.run(design.choice()), design.choosing, design.target_candidates, design.stepped)
-    setup.tell(
-        f"chosen on {len(design.choosing)} entities that are not reported: ℓ* = {choice.target_layer}, ℓ = "
-        f"{choice.headline}"
-    )
+    chosen_by = setup.run(design.choice())
+    choosing = Table.of(chosen_by, PROMPTS[0], len(design.choosing))
+    choice = choose_layers(chosen_by, design.choosing, design.target_candidates, design.stepped)
+    setup.tell(f"chosen on {len(choosing.items())} entities that are not reported: {choice}")
     results = {stage.name: setup.run(stage) for stage in design.stages(choice.target_layer, choice.headline)}
     items, lost = _complete(design, results)
     scored = Scored(design, choice, results, items, name_logprobs(setup, [design.reported[item] for item in items]))
     findings = all_findings(scored)
-    excluded = [*data.excluded, *design.excluded, *lost]
-    notes = _notes(design)
+    excluded = [*data.excluded, *design.excluded, *_without(design.choosing, choosing.missing), *lost]
+    notes = [*_notes(design), *_gaps(design, results)]
     curves = curve_table(scored)
     report = Report(
         study=NAME,
@@ -69,8 +68,8 @@ def run(model: Model, **options: Unpack[StudyOptions]) -> Report:
             setup,
             data={"name": data.name, "source": data.source, "sha256": data.sha256},
             design={
-                "reported": [entity.name for entity in design.reported],
-                "choosing": [entity.name for entity in design.choosing],
+                "reported": scored.names,
+                "choosing": [design.choosing[item].name for item in choosing.items()],
                 "target_layer": choice.target_layer,
                 "headline_layer": choice.headline,
                 "prompts": list(PROMPTS),
@@ -94,8 +93,27 @@ def _complete(design: Design, results: dict[str, Results]) -> tuple[tuple[int, .
     kept = tuple(item for item in range(len(design.reported)) if item not in lost)
     if not kept:
         raise DataError(f"no entity has all results; the first failed because: {next(iter(lost.values()))}")
-    excluded = [Exclusion(design.reported[item].name, reason.splitlines()[0]) for item, reason in lost.items()]
-    return kept, excluded
+    return kept, _without(design.reported, lost)
+
+
+def _without(entities: Sequence[Entity], missing: Mapping[int, str]) -> list[Exclusion]:
+    """The entities that lack a result, each with the reason."""
+    return [Exclusion(entities[item].name, reason.splitlines()[0], "entity") for item, reason in missing.items()]
+
+
+def _gaps(design: Design, results: Mapping[str, Results]) -> list[str]:
+    """Which entities lack a result of a further stage, and so are not in its findings alone."""
+    further = {
+        "bare": (PROMPTS[0], design.reported, "without a carrier"),
+        "short": (PROMPTS[0], design.paired(), "in their short form"),
+        "surprisal": (PROMPTS[2], design.described(), "by the surprise at their description"),
+    }
+    found = []
+    for stage, (prompt, entities, how) in further.items():
+        if stage in results and (missing := Table.of(results[stage], prompt, len(entities)).missing):
+            why = next(iter(missing.values())).splitlines()[0]
+            found.append(f"{len(missing)} of {len(entities)} entities are not scored {how}; of the first: {why}")
+    return found
 
 
 def _notes(design: Design) -> list[str]:
@@ -107,12 +125,14 @@ def _notes(design: Design) -> list[str]:
         f"random, random-state, mean and zero are run at ℓ = {', '.join(map(str, design.coarse()))} and the "
         f"headline's, "
         "through the first prompt; ℓ* = ℓ through the first prompt too",
-        f"ℓ* was chosen among {', '.join(map(str, design.target_candidates))}, at every {scale.step}. ℓ, which "
-        f"surprisals, bare names and short forms are read at",
+        f"ℓ* was chosen among {', '.join(map(str, design.target_candidates))}, at every {scale.step}. ℓ, which bare "
+        f"names and short forms are read at too; descriptions are scored at every {scale.surprisal_step}. ℓ",
         f"texts are {scale.max_new_tokens} tokens long, and cut where they go on to another entity",
     ]
     if not_run:
+        n_parts = sum(entity.part is not None for entity in design.reported)
         notes.append(
-            f"--quick: {not_run} of {design.seen} entities were not run, half of those run have a misleading part"
+            f"--quick: {not_run} of {design.seen} entities were not run; of the {len(design.reported)} reported, "
+            f"{n_parts} have a misleading part"
         )
     return notes

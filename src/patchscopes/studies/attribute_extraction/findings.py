@@ -1,0 +1,286 @@
+"""Outcomes of relations → findings with intervals over subjects, and the tables behind the figures."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike, NDArray
+
+from patchscopes.analysis.comparisons import holm, sign_flip
+from patchscopes.analysis.intervals import Interval, mean_interval
+from patchscopes.studies.attribute_extraction.outcome import Outcome
+from patchscopes.studies.report import Finding
+
+Floats = NDArray[np.float64]
+HIT = (0.0, 1.0)
+DIFFERENCE = (-1.0, 1.0)
+NEEDED = ("unpatched", "random", "random-state", "shuffled")  # rule 17: beside each of them a finding must stand
+CONTROLS = (*NEEDED, "mean", "zero", "self", "phrase-only", "text-only")
+ALL = "all relations"
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Values of items, with whose they are: of one relation, or of all together."""
+
+    values: Floats
+    subjects: list[str]
+
+    @classmethod
+    def of(cls, outcomes: Sequence[Outcome], values: Callable[[Outcome], ArrayLike]) -> "Pool":
+        """The values of some relations. A country of three relations is one subject."""
+        arrays = [np.asarray(values(outcome), dtype=float) for outcome in outcomes]
+        return cls(np.concatenate(arrays), [subject for outcome in outcomes for subject in outcome.grid.subjects])
+
+    def interval(self, seed: int, bounds: tuple[float, float] | None) -> Interval:
+        """The mean with its interval."""
+        return mean_interval(self.values, self.subjects, seed=seed, bounds=bounds)
+
+
+def all_findings(outcomes: Mapping[str, Outcome], seed: int) -> list[Finding]:
+    """For all relations together, then for each: chosen, exists, contexts, ranks, probe."""
+    found: list[Finding] = []
+    for name, group in {ALL: list(outcomes.values()), **{n: [o] for n, o in outcomes.items()}}.items():
+        found += _chosen(name, group, seed)
+        found += _exists(name, group, seed)
+        found.append(_contexts(name, group, seed))
+        found += _ranks(name, group, seed)
+    return found + _probes(outcomes, seed) + _leaked(outcomes, seed)
+
+
+def _chosen(name: str, group: Sequence[Outcome], seed: int) -> list[Finding]:
+    """Held-out hits at one placement, and what is left beside each control."""
+    own = Pool.of(group, lambda o: o.held_out)
+    found = [Finding.of(f"chosen/{name}", own.interval(seed, HIT), "hits at a (ℓ, ℓ*) chosen on other subjects")]
+    differences = {c: Pool.of(group, lambda o, c=c: o.held_out - o.beside[c]) for c in CONTROLS}  # type: ignore[misc]
+    tests = [sign_flip(pool.values, pool.subjects, seed=seed) for pool in differences.values()]
+    for (control, pool), p in zip(differences.items(), holm([test.p for test in tests]), strict=True):
+        about = f"held-out hits minus those with {control} at the same (ℓ, ℓ*); p by sign flips, Holm over the controls"
+        found.append(Finding.of(f"chosen/{name}", pool.interval(seed, DIFFERENCE), about, control=control, p=p))
+    majority = Pool.of(group, lambda o: o.held_out - o.grid.majority())
+    about = "held-out hits minus those of always saying the other folds' most frequent answer"
+    found.append(Finding.of(f"chosen/{name}", majority.interval(seed, DIFFERENCE), about, control="majority"))
+    return found
+
+
+def _exists(name: str, group: Sequence[Outcome], seed: int) -> list[Finding]:
+    """The paper's score, a hit at some ℓ*, as its mean over ℓ; beside the same best-of with other states."""
+    # ℓ = 0 is no hidden state but the token; tables and figures show it.
+    own = Pool.of(group, lambda o: o.exists["own"][:, 1:].mean(axis=1))
+    found = [
+        Finding.of(f"exists/{name}", own.interval(seed, HIT), "mean over ℓ ≥ 1 of a hit at some ℓ* (the paper's score)")
+    ]
+    adjusted = Pool.of(group, lambda o: (o.exists["own"] - o.exists["shuffled"])[:, 1:].mean(axis=1))
+    p = sign_flip(adjusted.values, adjusted.subjects, seed=seed).p
+    about = "the paper's score minus the same best over ℓ* with shuffled states"
+    found.append(Finding.of(f"exists/{name}", adjusted.interval(seed, DIFFERENCE), about, control="shuffled", p=p))
+    for control in ("random", "random-state", "mean", "zero"):
+        values, subjects = [], []
+        for outcome in group:
+            beside = outcome.exists_beside
+            values.append((beside["own"] - beside[control]).mean(axis=1))
+            subjects += outcome.grid.subjects[: len(beside["own"])]
+        pool = Pool(np.concatenate(values), subjects)
+        about = f"the paper's score minus the same best over ℓ* with {control}, at the coarse ℓ, for some of the facts"
+        found.append(Finding.of(f"exists/{name}", pool.interval(seed, DIFFERENCE), about, control=control))
+    return found
+
+
+def _contexts(name: str, group: Sequence[Outcome], seed: int) -> Finding:
+    pool = Pool.of(group, lambda o: o.in_contexts.mean(axis=1))
+    about = "the chosen placement in other source sentences, minus shuffled; sentences of a subject are no new subjects"
+    return Finding.of(f"contexts/{name}", pool.interval(seed, DIFFERENCE), about, control="shuffled")
+
+
+def _ranks(name: str, group: Sequence[Outcome], seed: int) -> list[Finding]:
+    """The object among the relation's objects, at the placement that most folds chose."""
+    subjects = [outcome.grid.subjects[k] for outcome in group for k in outcome.rank_items]
+    if not subjects:
+        return []
+    found = []
+    for score, bounds in (("first", HIT), ("reciprocal", HIT), ("gain", None)):
+        own = _ranked(group, lambda o, s=score: getattr(o.rank, s))  # type: ignore[misc]
+        about = ABOUT_RANK[score]
+        found.append(Finding.of(f"rank-{score}/{name}", Pool(own, subjects).interval(seed, bounds), about))
+        others = {"shuffled": _ranked(group, lambda o, s=score: getattr(o.donor_rank, s))}  # type: ignore[misc]
+        for control in ("random", "random-state", "mean"):
+            others[control] = np.concatenate([getattr(o.rank_beside(control), score) for o in group if o.rank_items])
+        for control, values in others.items():
+            pool = Pool(own - values, subjects)
+            interval = pool.interval(seed, None if bounds is None else DIFFERENCE)
+            p = sign_flip(pool.values, subjects, seed=seed).p
+            found.append(
+                Finding.of(f"rank-{score}/{name}", interval, f"{about}, minus {control}", control=control, p=p)
+            )
+    return found
+
+
+ABOUT_RANK = {
+    "first": "share of facts whose object is raised most over the unpatched prompt, of all the relation's objects",
+    "reciprocal": "1 over the object's rank among the relation's objects, by what the write adds to their ln p",
+    "gain": "nats by which the write makes the object likelier than the unpatched prompt",
+}
+
+
+def _ranked(group: Sequence[Outcome], values: Callable[[Outcome], Floats]) -> Floats:
+    return np.concatenate([values(outcome)[:, outcome.rank_column] for outcome in group])
+
+
+def _probes(outcomes: Mapping[str, Outcome], seed: int) -> list[Finding]:
+    """The probe, its ceiling, majority and shuffled labels; and the paired comparison, Holm over the relations."""
+    found: list[Finding] = []
+    pairs = []
+    for name, outcome in outcomes.items():
+        subjects, chosen = outcome.grid.subjects, outcome.probe.chosen
+        for what, about in ABOUT_PROBE.items():
+            interval = mean_interval(getattr(chosen, what), subjects, seed=seed)
+            found.append(Finding.of(f"probe-{what}/{name}", interval, about))
+        difference = outcome.held_out - chosen.correct
+        pairs.append((name, difference, subjects, sign_flip(difference, subjects, seed=seed).p))
+    corrected = holm([p for *_, p in pairs])
+    for (name, difference, subjects, _), p in zip(pairs, corrected, strict=True):
+        interval = mean_interval(difference, subjects, seed=seed, bounds=DIFFERENCE)
+        about = (
+            "held-out hits of the Patchscope minus those of the probe, same subjects, folds and states; Holm "
+            "over relations"
+        )
+        found.append(Finding.of(f"patchscope-minus-probe/{name}", interval, about, control="probe", p=p))
+    return found
+
+
+ABOUT_PROBE = {
+    "correct": "accuracy of the probe on held-out subjects, at the ℓ that the training folds chose",
+    "possible": "the probe's ceiling: share of held-out subjects whose class occurs in training",
+    "majority": "accuracy of the most frequent class of the training folds",
+    "shuffled": "accuracy of the probe trained on shuffled labels",
+}
+
+
+def _leaked(outcomes: Mapping[str, Outcome], seed: int) -> list[Finding]:
+    found = []
+    for name, outcome in outcomes.items():
+        items = outcome.grid.leaked_items
+        if items:
+            subjects = [outcome.case.facts[item].subject for item in items]
+            interval = mean_interval(outcome.leaked_hits(), subjects, seed=seed)
+            found.append(
+                Finding.of(f"leaked/{name}", interval, "hits of facts whose answer can be copied; in no other figure")
+            )
+    return found
+
+
+def told_apart(table: pd.DataFrame, seed: int) -> list[Finding]:
+    """Of countries whose largest city is not the capital: the relation's own city against the other one's."""
+    found = []
+    differ = table[table.differ]
+    for relation, lines in differ.groupby("relation"):
+        countries = list(lines.country)
+        for what, label in (("right", "names the right city"), ("says_other", "names the other relation's city")):
+            interval = mean_interval(lines[what].astype(float), countries, seed=seed)
+            found.append(
+                Finding.of(f"cities-{what}/{relation}", interval, f"share of countries where the text {label}")
+            )
+    if len(differ):
+        difference = differ.right.astype(float) - differ.says_other.astype(float)
+        p = sign_flip(difference, list(differ.country), seed=seed).p
+        interval = mean_interval(difference, list(differ.country), seed=seed, bounds=DIFFERENCE)
+        about = (
+            "right minus the other relation's city, over both relations: above 0 where capital and largest city "
+            "are told apart"
+        )
+        found.append(Finding.of("cities-told-apart", interval, about, control="other relation", p=p))
+    return found
+
+
+def layer_table(outcomes: Mapping[str, Outcome], seed: int) -> pd.DataFrame:
+    """By relation and ℓ: exists-ℓ*, the same with shuffled states, ranks and what the write adds, the probe."""
+    rows: list[dict[str, object]] = []
+    for name, outcome in outcomes.items():
+        subjects, ranked = outcome.grid.subjects, [outcome.grid.subjects[k] for k in outcome.rank_items]
+        for k, layer in enumerate(outcome.design.sources):
+            scores: dict[str, tuple[Floats, list[str], tuple[float, float] | None]] = {
+                "exists": (outcome.exists["own"][:, k], subjects, HIT),
+                "exists-minus-shuffled": (
+                    (outcome.exists["own"] - outcome.exists["shuffled"])[:, k],
+                    subjects,
+                    DIFFERENCE,
+                ),
+            }
+            if ranked:
+                own, donor = outcome.rank, outcome.donor_rank
+                scores["rank-first"] = (own.first[:, k], ranked, HIT)
+                scores["rank-reciprocal"] = (own.reciprocal[:, k], ranked, HIT)
+                scores["rank-reciprocal-minus-shuffled"] = (
+                    (own.reciprocal - donor.reciprocal)[:, k],
+                    ranked,
+                    DIFFERENCE,
+                )
+                scores["gain"] = (own.gain[:, k], ranked, None)
+                scores["gain-minus-shuffled"] = ((own.gain - donor.gain)[:, k], ranked, None)
+            if layer in outcome.probe.by_layer:
+                scores["probe"] = (outcome.probe.by_layer[layer].correct.astype(float), subjects, HIT)
+            rows.extend(
+                _line(name, layer, score, mean_interval(v, s, seed=seed, bounds=b))
+                for score, (v, s, b) in scores.items()
+            )
+    return pd.DataFrame(rows)
+
+
+def _line(name: str, layer: int, score: str, i: Interval) -> dict[str, object]:
+    return {
+        "relation": name, "source_layer": layer, "score": score, "estimate": i.estimate, "low": i.low, "high": i.high,
+        "n_items": i.n_items, "n_subjects": i.n_subjects,
+    }  # fmt: skip
+
+
+def relation_table(outcomes: Mapping[str, Outcome], findings: Sequence[Finding]) -> pd.DataFrame:
+    """A relation a line, as the paper's table has them, with what it lacks."""
+    by = {(finding.name, finding.control): finding for finding in findings}
+    rows = []
+    for name, outcome in outcomes.items():
+        rows.append(
+            {
+                "relation": name,
+                "facts": len(outcome.grid.items),
+                "classes": len({outcome.case.facts[item].object for item in outcome.grid.items}),
+                "prompt": outcome.case.prompt.text,
+                "placements": "; ".join(f"{source}→{target}" for source, target in outcome.grid.placements),
+                "exists": by[f"exists/{name}", None].estimate,
+                "exists_shuffled": by[f"exists/{name}", None].estimate - by[f"exists/{name}", "shuffled"].estimate,
+                "chosen": by[f"chosen/{name}", None].estimate,
+                **{f"minus_{c}": by[f"chosen/{name}", c].estimate for c in (*CONTROLS, "majority")},
+                "stands": stands(by, name),
+                "probe": by[f"probe-correct/{name}", None].estimate,
+                "ceiling": by[f"probe-possible/{name}", None].estimate,
+                "majority": by[f"probe-majority/{name}", None].estimate,
+                "probe_shuffled": by[f"probe-shuffled/{name}", None].estimate,
+                "minus_probe": by[f"patchscope-minus-probe/{name}", "probe"].estimate,
+                "p_minus_probe": by[f"patchscope-minus-probe/{name}", "probe"].p,
+                "level_at": outcome.probe.level,
+            }
+        )
+    return pd.DataFrame(rows).convert_dtypes()
+
+
+def stands(by: Mapping[tuple[str, str | None], Finding], name: str) -> bool:
+    """Rule 17: the interval is above 0 beside each of four controls."""
+    return all(by[f"chosen/{name}", control].stands for control in NEEDED)
+
+
+def item_table(outcomes: Mapping[str, Outcome]) -> pd.DataFrame:
+    """A fact a line: its held-out placement and text, whether it hits, what the controls and the probe say."""
+    rows = []
+    for name, outcome in outcomes.items():
+        for k, item in enumerate(outcome.grid.items):
+            fact, place = outcome.case.facts[item], outcome.placement(k)
+            row = outcome.grid.table.rows[None, item, place, 0]
+            rows.append(
+                {
+                    "relation": name, "subject": fact.subject, "object": fact.object, "where": fact.where,
+                    "source_layer": place[0], "target_layer": place[1], "text": row.text,
+                    "hit": bool(outcome.held_out[k]), "probe": bool(outcome.probe.chosen.correct[k]),
+                    **{control: float(outcome.beside[control][k]) for control in CONTROLS},
+                }
+            )  # fmt: skip
+    return pd.DataFrame(rows)

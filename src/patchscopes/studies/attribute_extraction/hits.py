@@ -1,0 +1,139 @@
+"""Rows of a case → hits by fact and placement, of the cells and of every control."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from patchscopes.analysis.matching import fold, matches
+from patchscopes.analysis.scores import control_adjusted
+from patchscopes.analysis.selection import Chosen, choose, folds_of
+from patchscopes.results import Results
+from patchscopes.spec import Row
+from patchscopes.studies.attribute_extraction.design import DRAWS, N_FOLDS, Case, Design
+from patchscopes.studies.texts import Score, Table
+
+Floats = NDArray[np.float64]
+
+
+def naming(case: Case) -> Score:
+    """Scores 1 where the text holds the fact's object or an alias of it."""
+    return lambda item, row: float(matches(row.text or "", case.facts[item].answers))
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The grid of a case. `items`, the order of all arrays, have every result and are not leaked."""
+
+    design: Design
+    case: Case
+    results: Results
+
+    @cached_property
+    def table(self) -> Table:
+        """All rows."""
+        return Table.of(self.results, self.case.prompt.label, len(self.case.facts))
+
+    @cached_property
+    def items(self) -> list[int]:
+        """Facts that are scored."""
+        return [item for item in self.table.items() if not self.leaked(item)]
+
+    @cached_property
+    def leaked_items(self) -> list[int]:
+        """Facts whose answer can be copied: reported apart (rule 18)."""
+        return [item for item in self.table.items() if self.leaked(item)]
+
+    @property
+    def subjects(self) -> list[str]:
+        """The subjects of `items`."""
+        return [self.case.facts[item].subject for item in self.items]
+
+    @cached_property
+    def own(self) -> Floats:
+        """Hits (item, placement)."""
+        return self.table.own(naming(self.case), self.items, list(self.design.placements))
+
+    @cached_property
+    def donors(self) -> Floats:
+        """Hits with donors' states (item, draw, placement)."""
+        return self.table.drawn("shuffled", naming(self.case), self.items, list(self.design.placements), DRAWS)
+
+    @cached_property
+    def texts(self) -> Mapping[str, Floats]:
+        """Hits of the controls without a placement (item)."""
+        return {
+            control: self.table.once(control, naming(self.case), self.items)
+            for control in ("unpatched", "phrase-only", "text-only")
+        }
+
+    @cached_property
+    def folds(self) -> NDArray[np.int64]:
+        """The fold of each item."""
+        return folds_of(self.subjects, N_FOLDS, seed=self.design.setup.seed)
+
+    @cached_property
+    def chosen(self) -> Chosen:
+        """For each fold, the eligible placement with the best control-adjusted hits on the others."""
+        return choose(control_adjusted(self.own, self.donors), self.folds, among=self.design.eligible)
+
+    @property
+    def placements(self) -> list[tuple[int, int]]:
+        """The placements that some fold chose, the most frequent first."""
+        counts = np.bincount(self.chosen.placement, minlength=len(self.design.placements))
+        return [self.design.placements[k] for k in np.argsort(-counts, kind="stable") if counts[k]]
+
+    def leaked(self, item: int) -> bool:
+        """Whether the answer stands in the subject, a template, or the source up to the token."""
+        if self.case.facts[item].leaks:
+            return True
+        row = next(r for (control, source, _, _), r in self.table.rows.items() if control is None and source == item)
+        return "leaked" in row.flags
+
+    def by_layer(self, hits: Floats) -> Floats:
+        """Hits (…, placement) → the best over ℓ* at each ℓ (…, ℓ): the paper's score."""
+        shape = (*hits.shape[:-1], len(self.design.sources), len(self.design.targets))
+        best: Floats = hits.reshape(shape).max(axis=-1)
+        return best
+
+    def majority(self) -> Floats:
+        """Whether the most frequent object of the other folds is the item's own: what always saying the same scores."""
+        objects = np.array([fold(self.case.facts[item].object) for item in self.items])
+        found = np.zeros(len(objects))
+        for k in range(N_FOLDS):
+            values, counts = np.unique(objects[self.folds != k], return_counts=True)
+            found[self.folds == k] = objects[self.folds == k] == values[counts.argmax()]
+        return found
+
+
+@dataclass(frozen=True)
+class Rank:
+    """How an item's object stands among the relation's, by ℓ: (item, ℓ), and with donors (item, draw, ℓ).
+
+    `first`: it is raised most over the unpatched prompt; `reciprocal`: 1 over its rank by that; `gain`: by how many
+    nats it is likelier than unpatched.
+    """
+
+    first: Floats
+    reciprocal: Floats
+    gain: Floats
+
+
+def ranks(case: Case, table: Results, key: Sequence[tuple[str | None, int, tuple[int, int], int]]) -> Rank:
+    """The ranks of the items' own objects at `key`: (control, item, (ℓ, ℓ*), draw) each."""
+    by_cell: dict[tuple[str | None, int | None, tuple[int | None, int | None], int], dict[str, Row]] = {}
+    for row in table:
+        if row.status == "ok" and row.candidate is not None:
+            cell = row.control, row.source_index, (row.source_layer, row.target_layer), row.draw
+            by_cell.setdefault(cell, {})[fold(row.candidate)] = row
+    gains, ranked = [], []
+    for control, item, place, draw in key:
+        rows = by_cell.get((control, item, place, draw)) or by_cell[control, None, (None, place[1]), draw]
+        raised = {answer: row.logprob_minus_unpatched or 0.0 for answer, row in rows.items()}
+        own = raised[fold(case.facts[item].object)]
+        gains.append(own)
+        ranked.append(sum(value >= own for value in raised.values()))  # ties share the worse
+    rank = np.array(ranked, dtype=float)
+    return Rank((rank == 1).astype(float), 1 / rank, np.array(gains))

@@ -1,0 +1,178 @@
+"""All stages of one relation, and its held-out hits beside every control."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+
+import numpy as np
+from numpy.typing import NDArray
+
+from patchscopes.analysis.matching import fold
+from patchscopes.results import Results
+from patchscopes.studies.attribute_extraction.design import DRAWS, Case, Design
+from patchscopes.studies.attribute_extraction.hits import Grid, Rank, naming, ranks
+from patchscopes.studies.attribute_extraction.probing import Probed, probed
+from patchscopes.studies.texts import Score, Table
+
+Floats = NDArray[np.float64]
+Placement = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What was run for a relation. `chosen` holds a Results per placement that some fold chose."""
+
+    grid: Grid
+    best_of: Results
+    chosen: Mapping[Placement, Results]
+    contexts: Mapping[tuple[int, Placement], Results]
+    objects: tuple[str, ...]
+    ranked: Results
+    ranked_controls: Results
+
+    @property
+    def case(self) -> Case:
+        """The relation and its facts."""
+        return self.grid.case
+
+    @property
+    def design(self) -> Design:
+        """The scale."""
+        return self.grid.design
+
+    @cached_property
+    def held_out(self) -> Floats:
+        """Hits of each item at the placement that the other folds chose."""
+        return self.grid.chosen.of(self.grid.own)
+
+    @cached_property
+    def beside(self) -> dict[str, Floats]:
+        """The mean hits that each item has with each control, at its own held-out placement (item)."""
+        shuffled = self.grid.chosen.of(self.grid.donors).mean(axis=1)
+        found = {"shuffled": shuffled, "unpatched": self.grid.texts["unpatched"]}
+        for control, draws in (("random", DRAWS), ("random-state", DRAWS), ("mean", 1)):
+            found[control] = self._at_chosen(partial(self._drawn, control, draws))
+        for control in ("zero", "self"):
+            found[control] = self._at_chosen(partial(self._per_target, control))
+        return found | {"phrase-only": self.grid.texts["phrase-only"], "text-only": self.grid.texts["text-only"]}
+
+    @cached_property
+    def in_contexts(self) -> Floats:
+        """Held-out hits in the other source sentences (item, context), each minus its donors' mean there."""
+        found = np.zeros((len(self.grid.items), self.design.scale.n_contexts))
+        for number in range(found.shape[1]):
+            tables = {
+                place: Table.of(self.contexts[number, place], self.case.prompt.label, len(self.case.facts))
+                for place in self.chosen
+            }
+            for k, item in enumerate(self.grid.items):
+                place = self.placement(k)
+                table = tables[place]
+                own = table.own(self._score, [item], [place])[0, 0]
+                found[k, number] = own - table.drawn("shuffled", self._score, [item], [place], DRAWS).mean()
+        return found
+
+    @cached_property
+    def exists(self) -> dict[str, Floats]:
+        """The paper's score, a hit at some ℓ*, by item and ℓ: of the cells, and of their donors (mean over draws)."""
+        return {
+            "own": self.grid.by_layer(self.grid.own),
+            "shuffled": self.grid.by_layer(self.grid.donors).mean(axis=1),
+        }
+
+    @cached_property
+    def exists_beside(self) -> dict[str, Floats]:
+        """The same best over ℓ* for the other controls, at the coarse ℓ, for some items: (item, coarse ℓ)."""
+        some = [item for item in self.grid.items if item < max(self.design.scale.n_coarse, DRAWS + 1)]
+        table = Table.of(self.best_of, self.case.prompt.label, len(some))
+        places = [(layer, target) for layer in self.design.coarse for target in self.design.targets]
+        n_layers = len(self.design.coarse)
+
+        def best(hits: Floats) -> Floats:
+            highest: Floats = hits.reshape(len(some), n_layers, -1).max(axis=-1)
+            return highest
+
+        found = {"own": best(table.own(self._score, some, places))}
+        for control in ("random", "random-state", "mean"):
+            found[control] = best(table.drawn(control, self._score, some, places, 1)[:, 0])
+        found["zero"] = best(table.per_target("zero", self._score, some, places))
+        return found
+
+    @cached_property
+    def rank(self) -> Rank:
+        """The ranks of the items' own objects, by ℓ, at `rank_target`: (item, ℓ)."""
+        return self._ranks(self.ranked, None, [0])
+
+    @cached_property
+    def donor_rank(self) -> Rank:
+        """The same with donors' states, averaged over draws."""
+        return self._ranks(self.ranked, "shuffled", list(range(DRAWS)))
+
+    @property
+    def rank_items(self) -> list[int]:
+        """Positions among the items whose object is among the candidates."""
+        among = {fold(answer) for answer in self.objects}
+        return [k for k, item in enumerate(self.grid.items) if fold(self.case.facts[item].object) in among]
+
+    @cached_property
+    def rank_column(self) -> int:
+        """The ℓ, by its index, of the placement that most folds chose: where the ranking is compared with controls."""
+        return self.design.sources.index(self.grid.placements[0][0])
+
+    def rank_beside(self, control: str) -> Rank:
+        """The ranks with a control that needs cells of its own, at the placement that most folds chose: (item,)."""
+        place = self.grid.placements[0]
+        items = [self.grid.items[k] for k in self.rank_items]
+        return ranks(self.case, self.ranked_controls, [(control, item, place, 0) for item in items])
+
+    @cached_property
+    def probe(self) -> Probed:
+        """The probe on the same states, folds and subjects."""
+        return probed(self.grid, self.held_out)
+
+    def placement(self, k: int) -> Placement:
+        """The placement that was chosen without item number k."""
+        return self.design.placements[int(self.grid.chosen.placement[k])]
+
+    def leaked_hits(self) -> Floats:
+        """Hits of the facts that can be copied, at the placement that most folds chose."""
+        return self.grid.table.own(self._score, self.grid.leaked_items, [self.grid.placements[0]])[:, 0]
+
+    @cached_property
+    def _score(self) -> Score:
+        return naming(self.case)
+
+    def _drawn(self, control: str, draws: int, table: Table, item: int, place: Placement) -> float:
+        return float(table.drawn(control, self._score, [item], [place], draws).mean())
+
+    def _per_target(self, control: str, table: Table, item: int, place: Placement) -> float:
+        return float(table.per_target(control, self._score, [item], [place])[0, 0])
+
+    def _at_chosen(self, value: Callable[[Table, int, Placement], float]) -> Floats:
+        """`value` of each item, at the placement that was chosen without it."""
+        tables = {
+            place: Table.of(results, self.case.prompt.label, len(self.case.facts))
+            for place, results in self.chosen.items()
+        }
+        found = [value(tables[self.placement(k)], item, self.placement(k)) for k, item in enumerate(self.grid.items)]
+        return np.array(found, dtype=float)
+
+    def _ranks(self, results: Results, control: str | None, draws: Sequence[int]) -> Rank:
+        target = self.grid.placements[0][1]
+        items = [self.grid.items[k] for k in self.rank_items]
+        shape = len(items), len(self.design.sources), len(draws)
+        keys = [
+            (control, item, (layer, target), draw) for item in items for layer in self.design.sources for draw in draws
+        ]
+        found = ranks(self.case, results, keys)
+        return Rank(*(values.reshape(shape).mean(axis=-1) for values in (found.first, found.reciprocal, found.gain)))
+
+
+def objects_of(grid: Grid, n: int) -> tuple[str, ...]:
+    """The relation's objects, the most frequent first, at most `n`: one spelling each."""
+    counts: dict[str, list[str]] = {}
+    for item in grid.items:
+        answer = grid.case.facts[item].object
+        counts.setdefault(fold(answer), []).append(answer)
+    ordered = sorted(counts.values(), key=len, reverse=True)
+    return tuple(spellings[0] for spellings in ordered[:n])

@@ -1,0 +1,213 @@
+"""The report of attribute-extraction: figures and the page in words."""
+
+from collections.abc import Mapping, Sequence
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from patchscopes.analysis.intervals import Interval
+from patchscopes.studies.attribute_extraction.design import DRAWS, N_FOLDS, Design
+from patchscopes.studies.attribute_extraction.findings import ALL, NEEDED, stands
+from patchscopes.studies.attribute_extraction.outcome import Outcome
+from patchscopes.studies.figures import Bar, Curve, Panel, bars, draw
+from patchscopes.studies.report import Finding, shown
+
+NOTE = "Bars: 95 % bootstrap over subjects."
+By = Mapping[tuple[str, str | None], Finding]
+
+
+def figures(outcomes: Mapping[str, Outcome], findings: Sequence[Finding], layers: pd.DataFrame) -> dict[str, Figure]:
+    """Relations beside shuffled states and beside the probe; the controls; scores by ℓ."""
+    by = {(finding.name, finding.control): finding for finding in findings}
+    found = {
+        "relations": bars(
+            [Bar(name, _interval(by[f"chosen/{name}", "shuffled"])) for name in outcomes],
+            title="held-out hits minus shuffled states", x_label="share of subjects", note=NOTE,
+        ),
+        "probe": bars(
+            [Bar(name, _interval(by[f"patchscope-minus-probe/{name}", "probe"])) for name in outcomes],
+            title="held-out hits minus the probe's", x_label="share of subjects", note=NOTE,
+        ),
+        "controls": bars(
+            [
+                Bar(f"minus {f.control}" if f.control else "held-out hits", _interval(f))
+                for f in findings if f.name == f"chosen/{ALL}"
+            ],
+            title=ALL, x_label="share of facts", note=NOTE,
+        ),
+        "exists": bars(
+            [
+                bar
+                for name in (ALL, *outcomes)
+                for bar in (
+                    Bar(f"{name}: some ℓ*", _interval(by[f"exists/{name}", None])),
+                    Bar("  minus shuffled", _interval(by[f"exists/{name}", "shuffled"])),
+                )
+            ],
+            title="the paper's score, and what of it is left", x_label="share of subjects, mean over ℓ", note=NOTE,
+        ),
+    }  # fmt: skip
+    for number, names in enumerate(_groups(list(outcomes)), 1):
+        panels = [
+            Panel(label, [_curve(layers, name, score) for name in names], "", zero=0.0)
+            for score, label in (
+                ("exists-minus-shuffled", "some ℓ*, minus shuffled"),
+                ("rank-reciprocal-minus-shuffled", "1 / rank, minus shuffled"),
+            )
+        ]
+        found[f"layers-{number}"] = draw(panels, note=NOTE)
+    return found
+
+
+def _groups(names: Sequence[str], size: int = 6) -> list[Sequence[str]]:
+    return [names[k : k + size] for k in range(0, len(names), size)]
+
+
+def _curve(layers: pd.DataFrame, name: str, score: str) -> Curve:
+    chosen = layers[(layers.relation == name) & (layers.score == score)]
+    intervals = [Interval(r.estimate, r.low, r.high, r.n_items, r.n_subjects) for r in chosen.itertuples()]
+    return Curve(name, list(chosen.source_layer), intervals)
+
+
+def _interval(finding: Finding) -> Interval:
+    return Interval(finding.estimate, finding.low, finding.high, finding.n_items, finding.n_subjects)
+
+
+def page(
+    design: Design,
+    outcomes: Mapping[str, Outcome],
+    findings: Sequence[Finding],
+    cities: pd.DataFrame | None,
+    left_out: Sequence[str],
+) -> str:
+    """What was found, how sure it is, what was left out and why."""
+    by = {(finding.name, finding.control): finding for finding in findings}
+    n_items = sum(len(outcome.grid.items) for outcome in outcomes.values())
+    lines = [
+        f"# Attribute extraction in {design.setup.model.id}",
+        "",
+        f"Does the state of a subject hold an attribute, without a probe? {n_items} facts of {len(outcomes)} "
+        f"relations, each "
+        "known to the model from text. The state of the subject's last token at ℓ is written over the placeholder of "
+        "“The … "
+        "of x” at ℓ*; a hit is the object, or an alias of it, as whole words in the text that follows. Where one (ℓ, "
+        "ℓ*) is "
+        f"named, it was chosen on the subjects of the other {N_FOLDS - 1} of {N_FOLDS} folds.",
+        "",
+        "## What was found",
+        "",
+        *_summary(by, outcomes),
+        "",
+        _relations(by, outcomes),
+        "",
+        "Held out: hits at the chosen placement. − shuffled: minus the mean of 5 other subjects' states there. "
+        "Stands: above 0 "
+        f"beside {', '.join(NEEDED)} each. Some ℓ*: the paper's score, mean over ℓ. Level at: labelled subjects with "
+        f"which "
+        "the probe draws level.",
+        "",
+        *(_cities(by, cities) if cities is not None else []),
+        "## How sure it is",
+        "",
+        "Intervals are 95 %, bootstrapped over subjects; a subject of several relations is one. p of paired "
+        "comparisons are "
+        f"of sign flips of whole subjects, with Holm's correction. “Shuffled” is the mean over {DRAWS} other "
+        f"subjects of the "
+        "relation, whatever their answers: where many share an answer, it hits too. The probe is logistic regression "
+        "on the same "
+        "states, its C and ℓ chosen in the training folds; where its ceiling is 0, no class occurs twice and it "
+        "cannot be right.",
+        "",
+        "## What was left out",
+        "",
+        *[f"- {line}" for line in left_out],
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _summary(by: By, outcomes: Mapping[str, Outcome]) -> list[str]:
+    chosen, exists = by[f"chosen/{ALL}", None], by[f"exists/{ALL}", None]
+    standing = [name for name in outcomes if stands(by, name)]
+    probe = [by[f"patchscope-minus-probe/{name}", "probe"] for name in outcomes]
+    above = [f for f in probe if f.low > 0 and (f.p or 0) < 0.05]
+    below = [f for f in probe if f.high < 0 and (f.p or 0) < 0.05]
+    lines = [
+        f"- At one placement, chosen without the subject, {chosen} of the facts are hit; "
+        f"{by[f'chosen/{ALL}', 'shuffled']} more "
+        f"than with other subjects' states, {by[f'chosen/{ALL}', 'random-state']} more than with unrelated ones, "
+        f"{by[f'chosen/{ALL}', 'majority']} more than by always giving the most frequent answer.",
+        f"- {len(standing)} of {len(outcomes)} relations stand by themselves: {', '.join(standing) or 'none'}.",
+        f"- The paper's score, a hit at some ℓ*, is {exists} on the average over ℓ; with shuffled states the same "
+        f"best-of has "
+        f"{shown(exists.estimate - by[f'exists/{ALL}', 'shuffled'].estimate)}, so that "
+        f"{by[f'exists/{ALL}', 'shuffled']} remain.",
+        f"- In other source sentences {by[f'contexts/{ALL}', 'shuffled']} above shuffled.",
+        f"- From the subject as text the model gives "
+        f"{shown(chosen.estimate - by[f'chosen/{ALL}', 'phrase-only'].estimate)} (by "
+        "selection: a fact is kept only then).",
+        f"- Beside the probe: better in {len(above)} relations, worse in {len(below)}, not told apart in "
+        f"{len(probe) - len(above) - len(below)} (p < 0.05 after Holm).",
+    ]
+    if (f"rank-first/{ALL}", None) in by:
+        lines.insert(
+            3,
+            f"- Among the relation's objects, the right one is raised most in {by[f'rank-first/{ALL}', None]}; "
+            f"{by[f'rank-first/{ALL}', 'shuffled']} more than with shuffled states.",
+        )
+    return lines
+
+
+def _relations(by: By, outcomes: Mapping[str, Outcome]) -> str:
+    head = (
+        "| relation | facts, classes | held out | − shuffled | stands | some ℓ* | − shuffled | raised most | probe "
+        "(ceiling) "
+        "| − probe | level at |\n|---|---|---|---|---|---|---|---|---|---|---|"
+    )
+    rows = []
+    for name, outcome in outcomes.items():
+        classes = len({outcome.case.facts[item].object for item in outcome.grid.items})
+        first = by.get((f"rank-first/{name}", None))
+        probe, ceiling = by[f"probe-correct/{name}", None], by[f"probe-possible/{name}", None]
+        level = outcome.probe.level
+        cells = (
+            name, f"{len(outcome.grid.items)}, {classes}", shown(by[f"chosen/{name}", None].estimate),
+            str(by[f"chosen/{name}", "shuffled"]), "yes" if stands(by, name) else "no",
+            shown(by[f"exists/{name}", None].estimate), str(by[f"exists/{name}", "shuffled"]),
+            shown(first.estimate) if first else "–", f"{shown(probe.estimate)} ({shown(ceiling.estimate)})",
+            str(by[f"patchscope-minus-probe/{name}", "probe"]), "never" if level is None else str(level),
+        )  # fmt: skip
+        rows.append("| " + " | ".join(cells) + " |")
+    return "\n".join([head, *rows])
+
+
+def _cities(by: By, cities: pd.DataFrame) -> list[str]:
+    apart = by.get(("cities-told-apart", "other relation"))
+    if apart is None:
+        return []
+    differ = cities[cities.differ]
+    head = (
+        "| country | prompt | right | the other | says right | says the other | text |\n|---|---|---|---|---|---|---|"
+    )
+    rows = [
+        f"| {line.country} | {line.relation.removeprefix('country ')} | {line.expected} | {line.other} | "
+        f"{'yes' if line.right else 'no'} | {'yes' if line.says_other else 'no'} | {_clean(line.text)} |"
+        for line in differ.sort_values(["country", "relation"]).itertuples()
+    ]
+    return [
+        "## Capitals and largest cities",
+        "",
+        f"In {apart.n_subjects} countries the largest city is not the capital. The text names the city that was "
+        f"asked for minus "
+        f"the other relation's city: {apart} (p = {apart.p:.3f}): capital and largest city are "
+        f"{'told apart' if apart.low > 0 else '**not** told apart'}. All countries of both relations are in the "
+        f"table “cities”, held "
+        "out; these are the ones where it shows:",
+        "",
+        head,
+        *rows,
+        "",
+    ]
+
+
+def _clean(text: str) -> str:
+    return " ".join(text.split()).replace("|", "\\|").replace("*", "\\*").replace("<", "\\<")

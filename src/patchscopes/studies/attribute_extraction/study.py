@@ -1,0 +1,189 @@
+"""The study itself: ask, run, score, report."""
+
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Unpack
+
+import pandas as pd
+
+from patchscopes.data import DataSet, Exclusion, Relation, load_relations
+from patchscopes.errors import DataError
+from patchscopes.models import Model
+from patchscopes.results import Results
+from patchscopes.studies.attribute_extraction import cities
+from patchscopes.studies.attribute_extraction.design import FEWEST, Case, Design, cases_of
+from patchscopes.studies.attribute_extraction.findings import (
+    all_findings,
+    item_table,
+    layer_table,
+    relation_table,
+    told_apart,
+)
+from patchscopes.studies.attribute_extraction.hits import Grid
+from patchscopes.studies.attribute_extraction.known import known_cases
+from patchscopes.studies.attribute_extraction.outcome import Outcome, objects_of
+from patchscopes.studies.attribute_extraction.page import figures, page
+from patchscopes.studies.attribute_extraction.walkthrough import walkthrough
+from patchscopes.studies.report import Finding, Report, findings_table, provenance_of
+from patchscopes.studies.setup import Setup, Stage, StudyOptions
+
+NAME = "attribute-extraction"
+
+
+def run(model: Model, **options: Unpack[StudyOptions]) -> Report:
+    """Run the study on `model` (see `patchscopes.studies.setup.StudyOptions`) and return its report.
+
+    Raises DataError for data that cannot be used, and StoreError where `out` holds a run of something else.
+    """
+    began = time.monotonic()
+    setup = Setup.of(model, options)
+    data = load_relations(setup.data)
+    design = Design.of(setup, len(data.items))
+    cases, excluded = cases_of(setup, data.items, design)
+    setup.announce(_most(design, cases), at_most=True)
+    known, unknown = known_cases(design, cases, {case.name: setup.run(design.asked(case)) for case in cases})
+    excluded = [*data.excluded, *excluded, *unknown]
+    outcomes, lost = _outcomes(design, known)
+    excluded += lost
+    if not outcomes:
+        raise DataError(
+            f"of no relation in {data.source} does {model.id} know {FEWEST} facts; what was left out: "
+            f"{dict(Counter(exclusion.reason for exclusion in excluded))}."
+        )
+    table, told = _cities(design, data, outcomes)
+    findings = [*all_findings(outcomes, setup.seed), *told]
+    report = _report(design, data, Outcomes(outcomes, findings, table, excluded), began)
+    if setup.out is not None:
+        report.write(setup.out)
+    return report
+
+
+def _most(design: Design, cases: Sequence[Case]) -> list[Stage]:
+    """The main stages if the model knew everything: what the study costs at most."""
+    stages = [design.asked(case) for case in cases]
+    for case in cases:
+        full = Case(case.relation, case.prompt, case.facts[: design.cap])
+        if len(full.facts) < FEWEST:
+            continue
+        objects = tuple(dict.fromkeys(fact.object for fact in full.facts))[: design.scale.n_objects]
+        place = design.placements[-1]
+        stages += [design.grid(full), design.best_of(full), design.chosen(full, place)]
+        stages += [design.ranked(full, place[1], objects), design.ranked_controls(full, place, objects)]
+    return stages
+
+
+def _outcomes(design: Design, cases: Sequence[Case]) -> tuple[dict[str, Outcome], list[Exclusion]]:
+    """Run all stages of every relation that still has enough facts after its grid."""
+    found: dict[str, Outcome] = {}
+    excluded: list[Exclusion] = []
+    for case in cases:
+        grid = Grid(design, case, design.setup.run(design.grid(case)))
+        lost = {item: reason.splitlines()[0] for item, reason in grid.table.missing.items()}
+        lost |= dict.fromkeys(grid.leaked_items, "leaked: reported apart")
+        excluded.extend(Exclusion(f"{case.name}: {case.facts[k].subject}", reason) for k, reason in lost.items())
+        if len(grid.items) < FEWEST:
+            reason = f"a relation with fewer than {FEWEST} facts whose answer cannot be copied"
+            excluded.extend(Exclusion(f"{case.name}: {subject}", reason) for subject in grid.subjects)
+            continue
+        found[case.name] = _outcome(grid)
+    return found, excluded
+
+
+def _outcome(grid: Grid) -> Outcome:
+    """Run what stands beside a grid: controls at the chosen placements, contexts, ranks."""
+    design, case, run_stage = grid.design, grid.case, grid.design.setup.run
+    objects = objects_of(grid, design.scale.n_objects)
+    places = grid.placements
+    contexts: dict[tuple[int, tuple[int, int]], Results] = {}
+    for number in range(design.scale.n_contexts):
+        for place in places:
+            contexts[number, place] = run_stage(design.contexts(case, place, number))
+    return Outcome(
+        grid=grid,
+        best_of=run_stage(design.best_of(case)),
+        chosen={place: run_stage(design.chosen(case, place)) for place in places},
+        contexts=contexts,
+        objects=objects,
+        ranked=run_stage(design.ranked(case, places[0][1], objects)),
+        ranked_controls=run_stage(design.ranked_controls(case, places[0], objects)),
+    )
+
+
+def _cities(
+    design: Design, data: DataSet[Relation], outcomes: Mapping[str, Outcome]
+) -> tuple[pd.DataFrame | None, list[Finding]]:
+    """Capitals and largest cities, where both were run."""
+    pair = cities.pair_of(data.items, outcomes, 24 if design.setup.quick else 200)
+    if pair is None:
+        return None, []
+    results = {stage.name: design.setup.run(stage) for stage in cities.stages(design, pair, outcomes)}
+    table = cities.table(pair, outcomes, results)
+    return table, told_apart(table, design.setup.seed)
+
+
+@dataclass(frozen=True, slots=True)
+class Outcomes:
+    """All that goes into the report."""
+
+    by_relation: Mapping[str, Outcome]
+    findings: Sequence[Finding]
+    cities: pd.DataFrame | None
+    excluded: Sequence[Exclusion]
+
+
+def _report(design: Design, data: DataSet[Relation], found: Outcomes, began: float) -> Report:
+    notes, outcomes, findings, table = _notes(design), found.by_relation, found.findings, found.cities
+    layers = layer_table(outcomes, design.setup.seed)
+    counts = Counter(exclusion.reason for exclusion in found.excluded)
+    tables = {
+        "findings": findings_table(findings),
+        "relations": relation_table(outcomes, findings),
+        "layers": layers,
+        "items": item_table(outcomes),
+        "learning": pd.concat([outcome.probe.curve for outcome in outcomes.values()]),
+        "excluded": pd.DataFrame([(e.item, e.reason) for e in found.excluded], columns=["item", "reason"]),
+    }
+    if table is not None:
+        tables["cities"] = table
+    left_out = [*(f"{count} × {reason}" for reason, count in counts.items()), *notes]
+    return Report(
+        study=NAME,
+        findings=findings,
+        excluded=found.excluded,
+        tables=tables,
+        figures=figures(outcomes, findings, layers),
+        pages={"page": page(design, outcomes, findings, table, left_out), "walk": walkthrough(outcomes)},
+        provenance=provenance_of(
+            design.setup,
+            data={"name": data.name, "source": data.source, "sha256": data.sha256},
+            design={
+                "relations": {name: list(outcome.case.subjects) for name, outcome in outcomes.items()},
+                "sources": list(design.sources),
+                "targets": list(design.targets),
+                "placements": {name: [list(p) for p in outcome.grid.placements] for name, outcome in outcomes.items()},
+            },
+            began=began,
+        ),
+        notes=notes,
+    )
+
+
+def _notes(design: Design) -> list[str]:
+    """What the design leaves out by rule."""
+    scale = design.scale
+    return [
+        "ℓ = 0 is in tables and figures, and never chosen or averaged: written at ℓ* = 0 it is the token as text",
+        f"the grid has ℓ = {', '.join(map(str, design.sources))} and ℓ* = {', '.join(map(str, design.targets))}",
+        f"at most {design.cap} known facts of a relation are run (capitals and largest cities: all), so that the "
+        f"whole stays "
+        f"near {scale.n_total}",
+        f"the best over ℓ* of random, random-state, mean and zero: at ℓ = {', '.join(map(str, design.coarse))}, for "
+        f"{scale.n_coarse} facts of a relation, one draw; at the chosen placement: all facts, 5 draws",
+        f"other source sentences: {scale.n_contexts}, at the chosen placements; texts are {scale.max_new_tokens} "
+        f"tokens long, "
+        "as were those that decided what the model knows",
+        f"at most {scale.n_objects} objects of a relation are ranked; probes at ℓ = "
+        f"{', '.join(map(str, design.probed))}",
+    ]

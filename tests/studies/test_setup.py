@@ -1,0 +1,120 @@
+"""How a study is run: its options, its runner, what it keeps, and what it says before it starts."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from inspect import unwrap
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from patchscopes.engine import Engine
+from patchscopes.errors import OptionError, OutputError
+from patchscopes.models import Model
+from patchscopes.plan import Plan
+from patchscopes.reference import Reference
+from patchscopes.spec import InspectionPrompt, Result, Source, Sweep
+from patchscopes.studies import STUDIES, find_study, setup
+from patchscopes.studies.setup import Setup, Stage, StudyOptions
+from study_cases import SPEED
+
+
+class Counting:
+    """The reference, which counts the cells that it is given."""
+
+    def __init__(self) -> None:
+        self.n_cells = 0
+
+    def __call__(self, model: Model) -> "Counting":
+        self.reference = Reference(model)
+        return self
+
+    def run(self, plan: Plan) -> Iterator[Result]:
+        self.n_cells += len(plan.cells)
+        return self.reference.run(plan)
+
+
+def stage(model: Model, name: str = "first", **changes: Any) -> Stage:
+    sources = (Source("go to Spain"), Source("say the cat"))
+    decoding = Setup(model).decoding(2)
+    options = {"target_layers": (1,), "decoding": decoding, "controls": ("unpatched",), **changes}
+    return Stage(name, Sweep(sources, (InspectionPrompt("the capital of {} is"),), (0, 1), **options))
+
+
+def test_every_study_has_a_module_and_an_unknown_one_names_them() -> None:
+    for name in STUDIES:
+        assert callable(find_study(name).run)
+    with pytest.raises(OptionError, match="there is no study 'entity'; the studies are entity-resolution"):
+        find_study("entity")
+
+
+def test_what_is_no_option_or_no_model_is_refused(llama: Model, tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match=r"no option kick, quik; its options are data, quick, out, runner"):
+        Setup.of(llama, {"quik": True, "kick": 1})  # type: ignore[typeddict-unknown-key]
+    with pytest.raises(OptionError, match=r"a model from load\(\), not a str: 'llama'"):
+        unwrap(Setup.of.__func__)(Setup, "llama", {})  # without the check of types that only tests have
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(OutputError, match="file is a file; a study needs a directory of its own"):
+        Setup.of(llama, {"out": tmp_path / "file"})
+
+
+def test_options_are_taken_as_given_and_paths_become_paths(llama: Model, tmp_path: Path) -> None:
+    given: StudyOptions = {"data": "a", "out": str(tmp_path), "quick": True, "seed": 4, "memory_bytes": 2**30}
+    made = Setup.of(llama, given)
+    assert (made.data, made.out, made.quick, made.seed) == (Path("a"), tmp_path, True, 4)
+    assert made.budget().memory_bytes == 2**30
+    assert made.runner is Engine
+    empty = Setup.of(llama, {"data": None, "out": None})
+    assert (empty.data, empty.out) == (None, None)
+    assert empty.budget().memory_bytes > 0
+    assert Setup.of(llama, {}).decoding(7).eos_ids == tuple(sorted(llama.eos_ids))
+
+
+def test_a_stage_is_kept_and_its_second_run_runs_no_cell(llama: Model, tmp_path: Path) -> None:
+    counting = Counting()
+    first = Setup.of(llama, {"out": tmp_path, "runner": counting})
+    rows = list(first.run(stage(llama)))
+    assert counting.n_cells == 5  # two sources at two layers, and the prompt as it is
+    assert first.counts == {"first": {"ok": 5}}
+    assert (tmp_path / "runs" / "first" / "manifest.json").is_file()
+    again = Setup.of(llama, {"out": tmp_path, "runner": counting})
+    assert list(again.run(stage(llama))) == rows
+    assert again.counts == first.counts
+    assert counting.n_cells == 5, "no cell was run again"
+    again.run(stage(llama, "second"))
+    assert counting.n_cells == 10, "another stage is another run"
+    Setup.of(llama, {"runner": counting}).run(stage(llama))
+    assert counting.n_cells == 15, "without a directory nothing is kept"
+
+
+def test_the_runner_given_is_the_one_used(llama: Model) -> None:
+    counting = Counting()
+    watched: list[Any] = []
+
+    @contextmanager
+    def watch(session: Any) -> Iterator[Any]:
+        yield watched.append
+
+    made = Setup.of(llama, {"runner": counting, "watch": watch})
+    rows = list(made.run(stage(llama)))
+    assert counting.n_cells == 5
+    assert sorted(watched, key=rows.index) == rows
+    assert made.runner_name == "counting"
+    engine = Setup.of(llama, {"runner": Engine})
+    assert engine.runner_name == "engine"
+    assert [row.token_ids for row in engine.run(stage(llama))] == [row.token_ids for row in rows]
+
+
+def test_the_cost_is_told_before_anything_runs(llama: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(setup, "measure_speed", lambda *_, **__: SPEED)
+    counting, told = Counting(), []
+    made = Setup.of(llama, {"out": tmp_path, "runner": counting, "tell": told.append})
+    made.announce([stage(llama), stage(llama, "second", controls=())])
+    assert len(told) == 1
+    assert told[0].startswith("2 stages, 9 cells, about ")
+    assert f"what {tmp_path / 'runs'} already holds is not run again" in told[0]
+    assert counting.n_cells == 0
+    assert not list(tmp_path.iterdir()), "and nothing is written"
+    quiet = Setup.of(llama, {"tell": told.append})
+    quiet.announce([stage(llama)])
+    assert told[1].endswith(" here")
