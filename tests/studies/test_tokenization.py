@@ -97,6 +97,11 @@ def test_some_texts_are_hits_so_that_the_counts_mean_something(report: Report) -
     assert report.tables["forms"].hit_rate.max() > 0
 
 
+def test_a_placement_above_layer_0_is_chosen(report: Report) -> None:
+    assert report.provenance["design"]["headline_layer"] > 0
+    assert set(report.tables["choice"].source_layer) == {3}, "of a model of four layers, in steps of at most three"
+
+
 def test_the_headline_stands_beside_the_controls(report: Report) -> None:
     for control in ("unpatched", "shuffled", "random", "random-state"):
         finding = report.finding("keyword/headline", control)

@@ -2,6 +2,7 @@
 
 import math
 from collections import Counter
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -243,6 +244,16 @@ def test_a_word_is_looked_for_at_its_last_piece_and_by_its_own_token(tmp_path: P
     assert found.recognised.any()
     assert not found.recognised.all()
     assert found.others.shape == (len(found.words), min(5, len(found.words) - 1), len(found.layers))
+
+
+def test_without_a_word_there_is_nothing_to_find(tmp_path: Path) -> None:
+    design = Design.of(Setup.of(tiny_model("llama"), {"quick": True}), load_entities(written(tmp_path)).items)
+    none = replace(design, forms={**design.forms, "odd-split": ()})
+    found = detokenise(none)
+    assert found.words == ()
+    assert {exclusion.item for exclusion in found.excluded} == {f"{n.entity.name}: detokenisation" for n in none.names}
+    assert found.split.shape == found.recognised.shape == (0, 4)
+    assert found.first == found.first_recognised == []
 
 
 def test_other_words_are_never_the_word_itself() -> None:

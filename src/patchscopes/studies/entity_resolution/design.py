@@ -102,8 +102,8 @@ class Design:
 
     @property
     def stepped(self) -> tuple[int, ...]:
-        """Every `step`-th ℓ."""
-        return tuple(range(0, self.n_layers, self.scale.step))
+        """Every `step`-th ℓ. A model of few layers has one above 0 too, which can be chosen."""
+        return tuple(range(0, self.n_layers, min(self.scale.step, self.n_layers - 1)))
 
     def surprisal_layers(self, headline: int) -> tuple[int, ...]:
         """The ℓ at which descriptions are scored, the headline's among them."""

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from patchscopes.data import Entity, Exclusion
+from patchscopes.errors import OptionError
 from patchscopes.prompts import find_prompt
 from patchscopes.spec import Source, Sweep
 from patchscopes.studies.entities import DRAWS, FEWEST, PROMPTS, Parts, source
@@ -17,6 +18,7 @@ from patchscopes.studies.setup import Setup, Stage
 from patchscopes.studies.tokenization.forms import FORMS, Form, NotFormedError, another_split, form_of
 
 PROMPT = PROMPTS[0]
+FEWEST_LAYERS = 2  # of a model: a resolution layer needs two, and ℓ 0 is never chosen
 TOO_FEW = f"fewer than {FEWEST} names of its type in this form: each needs {DRAWS} donors"
 
 
@@ -67,7 +69,14 @@ class Design:
 
     @classmethod
     def of(cls, setup: Setup, entities: Sequence[Entity]) -> "Design":
-        """Deal the entities, and put those that are reported into every form."""
+        """Deal the entities, and put those that are reported into every form.
+
+        Raises OptionError for a model with too few layers.
+        """
+        if setup.model.n_layers < FEWEST_LAYERS:
+            raise OptionError(
+                f"{setup.model.id} has {setup.model.n_layers} layers; this study needs a model with {FEWEST_LAYERS}."
+            )
         scale = QUICK if setup.quick else FULL
         parts = Parts.deal(entities, n_choosing=scale.n_choosing, n_reported=scale.n_reported, seed=setup.seed)
         model, seed = setup.model, setup.seed
@@ -98,8 +107,8 @@ class Design:
 
     @property
     def stepped(self) -> tuple[int, ...]:
-        """The ℓ that the choice looks at."""
-        return tuple(range(0, self.n_layers, self.scale.step))
+        """The ℓ that the choice looks at. A model of few layers has one above 0 too, which can be chosen."""
+        return tuple(range(0, self.n_layers, min(self.scale.step, self.n_layers - 1)))
 
     @property
     def form_layers(self) -> tuple[int, ...]:

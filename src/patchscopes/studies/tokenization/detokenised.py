@@ -141,14 +141,16 @@ def detokenise(design: Design, *, k: int = K, tell: Callable[[str], None] = lamb
 
 def recognised(design: Design, words: Sequence[Word]) -> NDArray[np.bool_]:
     """Whether the state of each split word is nearest to that of the same word, plain: (word, layer)."""
-    found = np.zeros((len(words), len(design.every_layer)), dtype=bool)
-    for k, layer in enumerate(design.every_layer if words else ()):
-        split, plain = (
-            captured(design.setup.model, [State(*place, layer) for place in places])
-            for places in ([word.split for word in words], [word.plain for word in words])
-        )
-        cosines = (normalize(split - split.mean(0), dim=-1) @ normalize(plain - plain.mean(0), dim=-1).T).cpu().numpy()
-        found[:, k] = cosines.argmax(axis=1) == np.arange(len(words))
+    layers, n = design.every_layer, len(words)
+    found = np.zeros((n, len(layers)), dtype=bool)
+    if not words:
+        return found
+    states = [State(*place, layer) for word in words for place in (word.split, word.plain) for layer in layers]
+    vectors = captured(design.setup.model, states).reshape(n, 2, len(layers), design.setup.model.d_model)
+    units = normalize(vectors - vectors.mean(dim=0), dim=-1)
+    for k in range(len(layers)):
+        cosines = units[:, 0, k] @ units[:, 1, k].T
+        found[:, k] = cosines.argmax(dim=1).cpu().numpy() == np.arange(n)
     return found
 
 
