@@ -21,7 +21,9 @@ from patchscopes.studies.attribute_extraction.findings import NEEDED
 from patchscopes.studies.report import Report
 from study_cases import SPEED, Saying, long_model, text_of
 
-COUNTRIES = [f"{start}land" for start in ("Bor", "Cas", "Dov", "Fal", "Gor", "Hil", "Jun", "Kol", "Lim", "Mor", "Nar", "Pol")]
+COUNTRIES = [
+    f"{start}land" for start in ("Bor", "Cas", "Dov", "Fal", "Gor", "Hil", "Jun", "Kol", "Lim", "Mor", "Nar", "Pol")
+]
 UNKNOWN = ("Quorland", "Rovland")  # the planted runner does not know their cities from text
 FOUR = NEEDED
 
@@ -52,7 +54,7 @@ COLOURS = {f"{start}berry": ("red", "green", "red", "blue")[k % 4] for k, start 
 
 
 def folder(path: Path) -> Path:
-    """Capitals, largest cities, colours; a relation with one class, one that is too small, one with a bad fact or two."""
+    """Capitals, largest cities, colours with two bad facts; a relation of one class, and one that is too small."""
     write(path / "capital.json", relation("country capital", TEMPLATES["capital"], of(CAPITALS)))
     write(path / "largest.json", relation("country largest city", TEMPLATES["largest"], of(LARGEST)))
     colours = [*of(COLOURS), {"subject": "", "object": "red"}, {"subject": "Borberry", "object": "blue"}]
@@ -75,7 +77,7 @@ def answers() -> dict[str, dict[str, str]]:
 
 
 def planted(layers: tuple[int, ...], targets: tuple[int, ...], more: dict[str, str] | None = None) -> Saying:
-    """Knows all facts as text but UNKNOWN's; a subject's own state says its object if read at `layers`, put at `targets`.
+    """Knows all facts as text but UNKNOWN's; a subject's own state says its object from `layers`, put at `targets`.
 
     `more` are further capitals.
     """
@@ -168,7 +170,8 @@ def test_what_is_planted_is_found_at_a_placement_chosen_without_the_subject(foun
         places = {tuple(place) for place in found.summary["provenance"]["design"]["placements"][name]}
         assert places == {(2, 1)}, "the first of equals that are planted"
         hits = found.report.finding(f"chosen/{name}")
-        assert (hits.estimate, hits.n_items, hits.n_subjects) == (1.0, 12, 12)
+        n = 11 if name == "berry colour" else 12  # one berry has two colours
+        assert (hits.estimate, hits.n_items, hits.n_subjects) == (1.0, n, n)
         for control in FOUR:
             beside = found.report.finding(f"chosen/{name}", control)
             assert beside.stands, (name, control)
@@ -257,7 +260,7 @@ def test_findings_by_hand_from_the_stored_rows(found: Done) -> None:
             assert len(donors) == 5
             by_subject[subject] = hit - sum(donors) / 5
     finding = found.report.finding("chosen/berry colour", "shuffled")
-    assert finding.estimate == pytest.approx(sum(by_subject.values()) / 12)
+    assert finding.estimate == pytest.approx(sum(by_subject.values()) / 11)
 
 
 def test_a_second_run_runs_nothing_and_says_the_same(found: Done, tmp_path: Path) -> None:

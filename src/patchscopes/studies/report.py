@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from patchscopes.analysis.intervals import Interval
@@ -92,9 +93,10 @@ class Report:
             for name, table in self.tables.items():
                 table.to_csv(out / "tables" / f"{name}.csv", index=False, lineterminator="\n")
                 table.to_parquet(out / "tables" / f"{name}.parquet", index=False)
-            for name, figure in self.figures.items():
-                figure.savefig(out / "figures" / f"{name}.png", dpi=150)
-                figure.savefig(out / "figures" / f"{name}.svg", metadata={"Date": None})
+            with rc_context({"svg.hashsalt": SCHEMA}):  # else the ids in an SVG are drawn anew each time
+                for name, figure in self.figures.items():
+                    figure.savefig(out / "figures" / f"{name}.png", dpi=150)
+                    figure.savefig(out / "figures" / f"{name}.svg", metadata={"Date": None})
             for name, page in self.pages.items():
                 (out / f"{name}.md").write_text(page, encoding="utf-8")
             summary = json.dumps(self.summary(), ensure_ascii=False, indent=1, allow_nan=False)

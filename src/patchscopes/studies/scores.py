@@ -21,7 +21,8 @@ from patchscopes.studies.texts import Place, Score, Table
 # Where the answer about the entity ends and the model goes on to others, as the prompt's own examples do.
 ENDS = {
     "entity-description": re.compile(r",\s+[^,:]{1,60}:"),
-    "sentence-description": re.compile(r"[.!?](\s|$)"),
+    # A sentence's end, and no abbreviation's: "U.S.", "J. S. Bach", "St. Petersburg".
+    "sentence-description": re.compile(r"(?<!\b[A-Z])(?<!\bSt)(?<!\bDr)(?<!\bMr)(?<!\bMrs)[.!?](\s|$)"),
     "question-description": re.compile(r"\n"),
 }
 

@@ -19,10 +19,12 @@ def known_cases(
         known, unknown = _split(case, results[case.name])
         excluded.extend(unknown)
         most = len(known) if case.name in UNCAPPED and not design.setup.quick else design.cap
+        # What can be copied is reported apart, and takes no room from what cannot.
+        clean, leaking = ([fact for fact in known if fact.leaks == leaks] for leaks in (False, True))
         reason = f"beyond the {most} known facts of a relation that are run"
-        excluded.extend(_left(case, fact, reason) for fact in known[most:])
-        facts = known[:most]
-        if len(facts) < FEWEST:
+        excluded.extend(_left(case, fact, reason) for fact in (*clean[most:], *leaking[most:]))
+        facts = [*clean[:most], *leaking[:most]]
+        if len(clean) < FEWEST:
             reason = f"a relation of which the model knows fewer than {FEWEST} facts"
             excluded.extend(_left(case, fact, reason) for fact in facts)
         elif len({fold(fact.object) for fact in facts}) < 2:

@@ -37,6 +37,7 @@ def run(model: Model, **options: Unpack[StudyOptions]) -> Report:
             f"{data.source} has {len(data.items)} entities, and no type with {2 * FEWEST} of them: half choose, half "
             f"are reported, and each half needs {FEWEST}. What was left out: {data.counts() or 'nothing'}."
         )
+    names = name_logprobs(setup, design.reported)
     setup.announce([design.choice(), *design.stages(design.target_candidates[-1], design.stepped[0])])
     chosen_by = setup.run(design.choice())
     choosing = Table.of(chosen_by, PROMPTS[0], len(design.choosing))
@@ -44,7 +45,7 @@ def run(model: Model, **options: Unpack[StudyOptions]) -> Report:
     setup.tell(f"chosen on {len(choosing.items())} entities that are not reported: {choice}")
     results = {stage.name: setup.run(stage) for stage in design.stages(choice.target_layer, choice.headline)}
     items, lost = _complete(design, results)
-    scored = Scored(design, choice, results, items, name_logprobs(setup, [design.reported[item] for item in items]))
+    scored = Scored(design, choice, results, items, names)
     findings = all_findings(scored)
     excluded = [*data.excluded, *design.excluded, *_without(design.choosing, choosing.missing), *lost]
     notes = [*_notes(design), *_gaps(design, results)]
