@@ -231,7 +231,7 @@ def test_every_fact_is_an_item_or_left_out_with_a_reason(found: Done) -> None:
 
 
 def test_guesses_do_not_stand(guessed: Done) -> None:
-    """The best of many placements is inflated; what was chosen on others, and the rest beside shuffled states, are not."""
+    """The best of many is inflated; what was chosen on others, and what is left beside shuffled states, is not."""
     assert guessed.report.finding("exists/country capital").estimate > 0.15
     adjusted = guessed.report.finding("exists/country capital", "shuffled")
     assert adjusted.low <= 0 <= adjusted.high

@@ -199,7 +199,7 @@ def _cities(by: By, cities: pd.DataFrame) -> list[str]:
         f"In {apart.n_subjects} countries the largest city is not the capital. The text names the city that was "
         f"asked for minus "
         f"the other relation's city: {apart} (p = {apart.p:.3f}): capital and largest city are "
-        f"{'told apart' if apart.low > 0 else '**not** told apart'}. All countries of both relations are in the "
+        f"{'told apart' if apart.low > 0 and (apart.p or 0) < 0.05 else '**not** told apart'}. All countries of both relations are in the "
         f"table “cities”, held "
         "out; these are the ones where it shows:",
         "",
