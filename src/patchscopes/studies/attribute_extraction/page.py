@@ -185,6 +185,7 @@ def _cities(by: By, cities: pd.DataFrame) -> list[str]:
     if apart is None:
         return []
     differ = cities[cities.differ]
+    verdict = "told apart" if apart.low > 0 and (apart.p or 0) < 0.05 else "**not** told apart for sure"
     head = (
         "| country | prompt | right | the other | says right | says the other | text |\n|---|---|---|---|---|---|---|"
     )
@@ -196,12 +197,9 @@ def _cities(by: By, cities: pd.DataFrame) -> list[str]:
     return [
         "## Capitals and largest cities",
         "",
-        f"In {apart.n_subjects} countries the largest city is not the capital. The text names the city that was "
-        f"asked for minus "
-        f"the other relation's city: {apart} (p = {apart.p:.3f}): capital and largest city are "
-        f"{'told apart' if apart.low > 0 and (apart.p or 0) < 0.05 else '**not** told apart'}. All countries of both relations are in the "
-        f"table “cities”, held "
-        "out; these are the ones where it shows:",
+        f"In {apart.n_subjects} countries the largest city is not the capital. The text names the city that was asked for "
+        f"minus the other relation's city: {apart} (p = {apart.p:.3f}): capital and largest city are {verdict}. All countries "
+        "of both relations are in the table “cities”, held out; these are the ones where it shows:",
         "",
         head,
         *rows,
