@@ -198,8 +198,8 @@ def _cities(by: By, cities: pd.DataFrame) -> list[str]:
         "## Capitals and largest cities",
         "",
         f"In {apart.n_subjects} countries the largest city is not the capital. The text names the city that was asked "
-        f"for minus the other relation's city: {apart} (p = {apart.p:.3f}): capital and largest city are {verdict}. All countries "
-        "of both relations are in the table “cities”, held out; these are the ones where it shows:",
+        f"for minus the other relation's city: {apart} (p = {apart.p:.3f}): capital and largest city are {verdict}. "
+        "All countries of both relations are in the table “cities”, held out; these are the ones where it shows:",
         "",
         head,
         *rows,
