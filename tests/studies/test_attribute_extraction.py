@@ -321,3 +321,27 @@ def test_the_papers_own_form_is_read(tmp_path: Path) -> None:
     assert kept
     texts = {row.source for row in patchscopes.open_run(kept[0]) if row.source}
     assert all(text.startswith("Long ago I lived in ") for text in texts), texts
+
+
+def test_ranks_by_hand() -> None:
+    """Three objects, ln p −1, −2, −2 with the write, raised by 0, 2, 2: the second is raised most, tied, so rank 2."""
+    from patchscopes.data import Fact, Relation
+    from patchscopes.spec import InspectionPrompt
+    from patchscopes.studies.attribute_extraction.hits import ranks
+    from rows import make_row, results
+
+    values = {"red": (-1.0, 0.0), "green": (-2.0, 2.0), "blue": (-2.0, 2.0)}
+    rows = [
+        make_row(source_index=0, source_layer=2, target_layer=1, control=None, draw=0, candidate=name, logprob=logprob,
+                 logprob_minus_unpatched=raised, text=None)
+        for name, (logprob, raised) in values.items()
+    ]  # fmt: skip
+    facts_ = tuple(Fact("a berry", answer) for answer in ("green", "red"))
+    case = design.Case(Relation("colour", ("The colour of {}",), "{}", ("{}",), facts_), InspectionPrompt("{}"), facts_)
+    key = (None, 0, (2, 1), 0)
+    rank = ranks(case, results(*rows), [(0, key), (1, key)])
+    assert rank.first.tolist() == [0.0, 0.0]
+    assert rank.reciprocal.tolist() == pytest.approx([1 / 2, 1 / 3])
+    assert rank.gain.tolist() == [2.0, 0.0]
+    total = np.exp(-1) + 2 * np.exp(-2)
+    assert rank.logprob.tolist() == pytest.approx([-2 - np.log(total), -1 - np.log(total)])

@@ -179,7 +179,9 @@ def test_the_folder_has_what_the_report_has(babbled: Done) -> None:
     for name in ("keyword", "rouge-l", "part-type-entity", "surprisal", "resolution", "controls"):
         assert {p.suffix for p in (out / "figures").glob(f"{name}.*")} == {".png", ".svg"}
     page = (out / "page.md").read_text(encoding="utf-8")
-    assert page == babbled.report.pages["page"]
+    assert page == babbled.report.pages["page"] + babbled.report.ending()
+    assert all(f"figures/{name}.png" in page for name in babbled.report.figures)
+    assert str(babbled.summary["provenance"]["seconds"]) in page
     assert "**The finding does not stand**" in page
     for finding in babbled.report.findings:
         assert f"| {finding.name} | {finding.control or ''} |" in page
@@ -214,7 +216,7 @@ def test_a_study_killed_between_and_within_stages_goes_on_to_the_same(babbled: D
         def run(self, plan: Plan) -> Iterator[Result]:
             self.n_plans += 1
             for number, result in enumerate(super().run(plan)):
-                if (self.n_plans, number) == (3, 300):
+                if (self.n_plans, number) == (4, 300):  # names, choice, same, fixed
                     raise Killed
                 yield result
 

@@ -92,7 +92,9 @@ def test_figures_are_png_and_svg_without_a_date(tmp_path: Path) -> None:
     svg = (tmp_path / "figures" / "bars.svg").read_text(encoding="utf-8")
     assert "<svg" in svg
     assert "dc:date" not in svg
-    assert (tmp_path / "page.md").read_text(encoding="utf-8") == "# ℓ*\n"
+    page = (tmp_path / "page.md").read_text(encoding="utf-8")
+    assert page.startswith("# ℓ*\n\n## Figures\n\n![bars](figures/bars.png)\n")
+    assert page.endswith("- seed: 3\n"), "what made it"
     assert (tmp_path / "walk.md").read_text(encoding="utf-8") == "walk\n"
 
 

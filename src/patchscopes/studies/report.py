@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ from patchscopes.provenance import commit, versions
 from patchscopes.studies.setup import Setup
 
 SCHEMA = "patchscopes.study/1"
+MADE_BY = ("model", "data", "quick", "seed", "runner", "rows", "seconds", "commit", "versions")
+STATISTICS = ("scipy", "scikit-learn", "statsmodels", "rouge-score", "pandas")
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +88,21 @@ class Report:
             "provenance": dict(self.provenance),
         }
 
+    def ending(self) -> str:
+        """What follows the page where it is written: its figures, and what made it."""
+        made = self.provenance
+        lines = [
+            "",
+            "## Figures",
+            "",
+            *(f"![{name}](figures/{name}.png)" for name in self.figures),
+            "",
+            "## What made this",
+            "",
+        ]
+        lines += [f"- {key}: {_listed(made[key])}" for key in MADE_BY if made.get(key) is not None]
+        return "\n".join(lines) + "\n"
+
     def write(self, out: Path) -> None:
         """Write summary.json, the pages, tables (CSV and Parquet) and figures (PNG and SVG) to `out`."""
         try:
@@ -98,7 +116,8 @@ class Report:
                     figure.savefig(out / "figures" / f"{name}.png", dpi=150)
                     figure.savefig(out / "figures" / f"{name}.svg", metadata={"Date": None})
             for name, page in self.pages.items():
-                (out / f"{name}.md").write_text(page, encoding="utf-8")
+                end = self.ending() if name == "page" else ""
+                (out / f"{name}.md").write_text(page + end, encoding="utf-8")
             summary = json.dumps(self.summary(), ensure_ascii=False, indent=1, allow_nan=False)
             (out / "summary.json").write_text(summary + "\n", encoding="utf-8")
         except OSError as error:
@@ -116,7 +135,7 @@ def provenance_of(setup: Setup, *, data: Mapping[str, Any], design: Mapping[str,
         "runner": setup.runner_name,
         "rows": {stage: dict(counts) for stage, counts in setup.counts.items()},
         "seconds": round(time.monotonic() - began, 1),
-        "versions": {**versions()},
+        "versions": versions() | {name: version(name) for name in STATISTICS},
         "commit": commit(),
     }
 
@@ -145,6 +164,17 @@ def shown(value: float) -> str:
         return "never" if value > 0 else "−∞"
     text = f"{value:.2f}"
     return "0.00" if text == "-0.00" else text.replace("-", "−")
+
+
+def _listed(value: Any) -> str:
+    if not isinstance(value, Mapping):
+        return str(value)
+    total = Counter[str]()
+    if all(isinstance(counts, Mapping) for counts in value.values()) and value:  # rows, by stage and status
+        for counts in value.values():
+            total.update(counts)
+        return ", ".join(f"{n:,} {status}" for status, n in total.items())
+    return ", ".join(f"{key} {part}" for key, part in value.items() if part is not None)
 
 
 def _plain(value: Any) -> Any:

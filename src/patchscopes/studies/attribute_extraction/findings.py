@@ -75,6 +75,19 @@ def _exists(name: str, group: Sequence[Outcome], seed: int) -> list[Finding]:
     p = sign_flip(adjusted.values, adjusted.subjects, seed=seed).p
     about = "the paper's score minus the same best over ℓ* with shuffled states"
     found.append(Finding.of(f"exists/{name}", adjusted.interval(seed, DIFFERENCE), about, control="shuffled", p=p))
+    for control in ("unpatched", "phrase-only", "text-only"):
+        pool = Pool.of(group, lambda o, c=control: o.exists["own"][:, 1:].mean(axis=1) - o.grid.texts[c])  # type: ignore[misc]
+        about = f"the paper's score minus hits with {control}"
+        found.append(Finding.of(f"exists/{name}", pool.interval(seed, DIFFERENCE), about, control=control))
+    pool = Pool.of(group, lambda o: o.exists["own"][:, 1:].mean(axis=1) - o.grid.majority())
+    about = "the paper's score minus always saying the other folds' most frequent answer"
+    found.append(Finding.of(f"exists/{name}", pool.interval(seed, DIFFERENCE), about, control="majority"))
+    return found + _exists_beside(name, group, seed)
+
+
+def _exists_beside(name: str, group: Sequence[Outcome], seed: int) -> list[Finding]:
+    """The paper's score beside the controls that need cells of their own."""
+    found = []
     for control in ("random", "random-state", "mean", "zero"):
         values, subjects = [], []
         for outcome in group:
@@ -99,14 +112,12 @@ def _ranks(name: str, group: Sequence[Outcome], seed: int) -> list[Finding]:
     if not subjects:
         return []
     found = []
-    for score, bounds in (("first", HIT), ("reciprocal", HIT), ("gain", None)):
-        own = _ranked(group, lambda o, s=score: getattr(o.rank, s))  # type: ignore[misc]
-        about = ABOUT_RANK[score]
+    for score, about in ABOUT_RANK.items():
+        bounds = HIT if score in ("first", "reciprocal") else None
+        own = np.concatenate([getattr(o.rank, score)[:, o.rank_column] for o in group])
         found.append(Finding.of(f"rank-{score}/{name}", Pool(own, subjects).interval(seed, bounds), about))
-        others = {"shuffled": _ranked(group, lambda o, s=score: getattr(o.donor_rank, s))}  # type: ignore[misc]
-        for control in ("random", "random-state", "mean"):
-            others[control] = np.concatenate([getattr(o.rank_beside(control), score) for o in group if o.rank_items])
-        for control, values in others.items():
+        for control in RANK_CONTROLS:
+            values = np.concatenate([getattr(o.rank_beside(control), score) for o in group if o.rank_items])
             pool = Pool(own - values, subjects)
             interval = pool.interval(seed, None if bounds is None else DIFFERENCE)
             p = sign_flip(pool.values, subjects, seed=seed).p
@@ -116,15 +127,14 @@ def _ranks(name: str, group: Sequence[Outcome], seed: int) -> list[Finding]:
     return found
 
 
+RANK_CONTROLS = ("shuffled", "unpatched", "random", "random-state", "mean", "zero", "phrase-only")
 ABOUT_RANK = {
     "first": "share of facts whose object is raised most over the unpatched prompt, of all the relation's objects",
     "reciprocal": "1 over the object's rank among the relation's objects, by what the write adds to their ln p",
     "gain": "nats by which the write makes the object likelier than the unpatched prompt",
+    "logprob": "ln p of the object, given that it is one of the relation's objects (minus its surprisal among them), "
+    "nats",
 }
-
-
-def _ranked(group: Sequence[Outcome], values: Callable[[Outcome], Floats]) -> Floats:
-    return np.concatenate([values(outcome)[:, outcome.rank_column] for outcome in group])
 
 
 def _probes(outcomes: Mapping[str, Outcome], seed: int) -> list[Finding]:
@@ -216,6 +226,8 @@ def layer_table(outcomes: Mapping[str, Outcome], seed: int) -> pd.DataFrame:
                     ranked,
                     DIFFERENCE,
                 )
+                scores["logprob-among-objects"] = (own.logprob[:, k], ranked, None)
+                scores["logprob-among-objects-minus-shuffled"] = ((own.logprob - donor.logprob)[:, k], ranked, None)
                 scores["gain"] = (own.gain[:, k], ranked, None)
                 scores["gain-minus-shuffled"] = ((own.gain - donor.gain)[:, k], ranked, None)
             if layer in outcome.probe.by_layer:

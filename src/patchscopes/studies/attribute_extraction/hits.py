@@ -113,27 +113,41 @@ class Rank:
     """How an item's object stands among the relation's, by ℓ: (item, ℓ), and with donors (item, draw, ℓ).
 
     `first`: it is raised most over the unpatched prompt; `reciprocal`: 1 over its rank by that; `gain`: by how many
-    nats it is likelier than unpatched.
+    nats it is likelier than unpatched; `logprob`: its ln p given that it is one of the objects, minus its surprisal.
     """
 
     first: Floats
     reciprocal: Floats
     gain: Floats
+    logprob: Floats
+
+    def reshaped(self, *shape: int) -> "Rank":
+        """The same with other axes."""
+        return Rank(*(array.reshape(shape) for array in (self.first, self.reciprocal, self.gain, self.logprob)))
+
+    def mean(self) -> "Rank":
+        """The mean over the last axis."""
+        return Rank(*(array.mean(axis=-1) for array in (self.first, self.reciprocal, self.gain, self.logprob)))
 
 
-def ranks(case: Case, table: Results, key: Sequence[tuple[str | None, int, tuple[int, int], int]]) -> Rank:
-    """The ranks of the items' own objects at `key`: (control, item, (ℓ, ℓ*), draw) each."""
-    by_cell: dict[tuple[str | None, int | None, tuple[int | None, int | None], int], dict[str, Row]] = {}
+Key = tuple[str | None, int | None, tuple[int | None, int | None], int]  # control, item, (ℓ, ℓ*), draw: of a row
+
+
+def ranks(case: Case, table: Results, wanted: Sequence[tuple[int, Key]]) -> Rank:
+    """The rank of each item's own object, in the row at its key."""
+    by_cell: dict[Key, dict[str, Row]] = {}
     for row in table:
         if row.status == "ok" and row.candidate is not None:
             cell = row.control, row.source_index, (row.source_layer, row.target_layer), row.draw
             by_cell.setdefault(cell, {})[fold(row.candidate)] = row
-    gains, ranked = [], []
-    for control, item, place, draw in key:
-        rows = by_cell.get((control, item, place, draw)) or by_cell[control, None, (None, place[1]), draw]
+    gains, ranked, logprobs = [], [], []
+    for item, key in wanted:
+        rows = by_cell[key]
+        own = fold(case.facts[item].object)
         raised = {answer: row.logprob_minus_unpatched or 0.0 for answer, row in rows.items()}
-        own = raised[fold(case.facts[item].object)]
-        gains.append(own)
-        ranked.append(sum(value >= own for value in raised.values()))  # ties share the worse
+        gains.append(raised[own])
+        ranked.append(sum(value >= raised[own] for value in raised.values()))  # ties share the worse
+        likely = {answer: row.logprob or 0.0 for answer, row in rows.items()}
+        logprobs.append(likely[own] - np.logaddexp.reduce(list(likely.values())))
     rank = np.array(ranked, dtype=float)
-    return Rank((rank == 1).astype(float), 1 / rank, np.array(gains))
+    return Rank((rank == 1).astype(float), 1 / rank, np.array(gains), np.array(logprobs))

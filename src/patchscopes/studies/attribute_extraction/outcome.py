@@ -10,12 +10,13 @@ from numpy.typing import NDArray
 from patchscopes.analysis.matching import fold
 from patchscopes.results import Results
 from patchscopes.studies.attribute_extraction.design import DRAWS, Case, Design
-from patchscopes.studies.attribute_extraction.hits import Grid, Rank, naming, ranks
+from patchscopes.studies.attribute_extraction.hits import Grid, Key, Rank, naming, ranks
 from patchscopes.studies.attribute_extraction.probing import Probed, probed
 from patchscopes.studies.texts import Score, Table
 
 Floats = NDArray[np.float64]
 Placement = tuple[int, int]
+RANKS = ("first", "reciprocal", "gain", "logprob")
 
 
 @dataclass(frozen=True)
@@ -120,10 +121,21 @@ class Outcome:
         return self.design.sources.index(self.grid.placements[0][0])
 
     def rank_beside(self, control: str) -> Rank:
-        """The ranks with a control that needs cells of its own, at the placement that most folds chose: (item,)."""
-        place = self.grid.placements[0]
+        """The ranks with a control, at the placement that most folds chose: (item,)."""
+        source, target = self.grid.placements[0]
+        if control == "shuffled":
+            donors = self.donor_rank
+            return Rank(*(getattr(donors, name)[:, self.rank_column] for name in RANKS))
+        places: dict[str, tuple[int | None, int | None]] = {
+            "unpatched": (None, None), "phrase-only": (None, None), "zero": (None, target),
+        }  # fmt: skip
+        results = self.ranked if control in places else self.ranked_controls
+        place = places.get(control, (source, target))
         items = [self.grid.items[k] for k in self.rank_items]
-        return ranks(self.case, self.ranked_controls, [(control, item, place, 0) for item in items])
+        of_no_source = control in ("unpatched", "zero")
+        return ranks(
+            self.case, results, [(item, (control, None if of_no_source else item, place, 0)) for item in items]
+        )
 
     @cached_property
     def probe(self) -> Probed:
@@ -160,12 +172,13 @@ class Outcome:
     def _ranks(self, results: Results, control: str | None, draws: Sequence[int]) -> Rank:
         target = self.grid.placements[0][1]
         items = [self.grid.items[k] for k in self.rank_items]
-        shape = len(items), len(self.design.sources), len(draws)
-        keys = [
-            (control, item, (layer, target), draw) for item in items for layer in self.design.sources for draw in draws
+        wanted: list[tuple[int, Key]] = [
+            (item, (control, item, (layer, target), draw))
+            for item in items
+            for layer in self.design.sources
+            for draw in draws
         ]
-        found = ranks(self.case, results, keys)
-        return Rank(*(values.reshape(shape).mean(axis=-1) for values in (found.first, found.reciprocal, found.gain)))
+        return ranks(self.case, results, wanted).reshaped(len(items), len(self.design.sources), len(draws)).mean()
 
 
 def objects_of(grid: Grid, n: int) -> tuple[str, ...]:
