@@ -109,3 +109,12 @@ def test_ctrl_c_leaves_a_folder_to_go_on_from(
     assert resumed.code == 0, resumed.err
     assert " 0 remain: 0 distinct cells" in resumed.err
     assert (out / "summary.json").exists()
+
+
+def test_help_lists_every_study_with_what_it_asks() -> None:
+    from patchscopes.cli.study import study_command
+    from patchscopes.studies import STUDIES
+
+    shown = " ".join(str(study_command.help).split())
+    for name, question in STUDIES.items():
+        assert f"{name} {question}" in shown

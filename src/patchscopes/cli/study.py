@@ -36,11 +36,16 @@ def study_command(
     dtype: str,
     device: str,
 ) -> int:
-    """Run a study: entity-resolution, tokenization.
+    """Run a study.
+
+    \b
+    entity-resolution     at which layer a name becomes the entity that it names
+    tokenization          how the split of a name into tokens changes its resolution
+    attribute-extraction  what attributes a state holds, beside a probe
 
     Writes summary.json, a page in words, a walk through one item, tables and figures; says what it costs before it
     starts. The same command again does only what remains.
-    """
+    """  # noqa: D301 - click keeps the lines behind a backspace as they are
     from patchscopes.studies import find_study
 
     study = find_study(name)
