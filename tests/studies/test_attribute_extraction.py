@@ -215,8 +215,9 @@ def test_a_probe_cannot_name_capitals_and_is_told_its_ceiling(found: Done) -> No
     assert found.report.finding("probe-correct/country capital").estimate == 0.0
     assert found.report.finding("patchscope-minus-probe/country capital", "probe").estimate == 1.0
     assert found.report.finding("probe-possible/berry colour").estimate > 0.5
-    levels = found.report.tables["relations"].set_index("relation").level_at
-    assert np.isnan(float(levels["country capital"])) if levels["country capital"] is not None else True
+    assert found.report.finding("probe-level-at/country capital").estimate == np.inf, "never"
+    entry = next(f for f in found.summary["findings"] if f["name"] == "probe-level-at/country capital")
+    assert entry["estimate"] is None
 
 
 def test_every_fact_is_an_item_or_left_out_with_a_reason(found: Done) -> None:

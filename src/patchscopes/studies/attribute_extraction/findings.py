@@ -1,5 +1,6 @@
 """Outcomes of relations → findings with intervals over subjects, and the tables behind the figures."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -146,6 +147,10 @@ def _probes(outcomes: Mapping[str, Outcome], seed: int) -> list[Finding]:
         for what, about in ABOUT_PROBE.items():
             interval = mean_interval(getattr(chosen, what), subjects, seed=seed)
             found.append(Finding.of(f"probe-{what}/{name}", interval, about))
+        level = math.inf if outcome.probe.level is None else float(outcome.probe.level)
+        n = len(subjects)
+        about = "labelled subjects with which the probe draws level with the Patchscope, no interval; null where never"
+        found.append(Finding(f"probe-level-at/{name}", level, math.nan, math.nan, n, n, None, about))
         difference = outcome.held_out - chosen.correct
         pairs.append((name, difference, subjects, sign_flip(difference, subjects, seed=seed).p))
     corrected = holm([p for *_, p in pairs])
