@@ -346,3 +346,14 @@ def test_ranks_by_hand() -> None:
     assert rank.gain.tolist() == [2.0, 0.0]
     total = np.exp(-1) + 2 * np.exp(-2)
     assert rank.logprob.tolist() == pytest.approx([-2 - np.log(total), -1 - np.log(total)])
+
+
+def test_quick_runs_the_relations_that_it_prefers_and_others_to_make_up_their_number() -> None:
+    from patchscopes.data import Fact, Relation
+
+    names = ["a", "b", "country capital", "c", "country language", "d"]
+    made = setup.Setup.of(long_model(), {"quick": True})
+    relations = [Relation(n, ("The x of {}",), "Of {}", ("On {}",), (Fact("a", "b"),)) for n in names]
+    cases, excluded = design.cases_of(made, relations, design.Design.of(made, len(relations)))
+    assert [case.name for case in cases] == ["country capital", "country language", "a", "b"]
+    assert len(excluded) == 2
