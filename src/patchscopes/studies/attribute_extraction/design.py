@@ -53,7 +53,7 @@ FULL = Scale(
     n_coarse=12,
     n_contexts=5,
     n_objects=40,
-    max_new_tokens=12,
+    max_new_tokens=10,
 )
 QUICK = Scale(
     sources=(0.0, 0.13, 0.33, 0.6),

@@ -35,7 +35,7 @@ class Scale:
 FULL = Scale(
     n_reported=None,
     n_choosing=60,
-    max_new_tokens=16,
+    max_new_tokens=12,
     n_coarse=4,
     step=2,
     target_shares=(0.0, 1 / 30, 0.1, 0.2),

@@ -38,7 +38,7 @@ class Scale:
 FULL = Scale(
     n_reported=None,
     n_choosing=60,
-    max_new_tokens=16,
+    max_new_tokens=12,
     step=2,
     form_step=3,
     target_shares=(0.0, 1 / 30, 0.1, 0.2),
