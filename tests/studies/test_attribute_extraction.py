@@ -17,7 +17,7 @@ from patchscopes.errors import DataError
 from patchscopes.spec import Cell, Ids, State
 from patchscopes.studies import attribute_extraction, setup
 from patchscopes.studies.attribute_extraction import design
-from patchscopes.studies.attribute_extraction.findings import NEEDED
+from patchscopes.studies.headline import NEEDED
 from patchscopes.studies.report import Report
 from study_cases import SPEED, Saying, long_model, text_of
 
@@ -238,8 +238,9 @@ def test_guesses_do_not_stand(guessed: Done) -> None:
     assert adjusted.low <= 0 <= adjusted.high
     for name in ("country capital", "country largest city", "berry colour"):
         assert not all(guessed.report.finding(f"chosen/{name}", control).stands for control in FOUR)
-    first = guessed.report.finding("rank-first/country capital", "shuffled")
-    assert first.low <= 0 <= first.high
+    names = ("country capital", "country largest city", "berry colour")
+    ranked = [guessed.report.finding(f"rank-first/{name}", "shuffled") for name in names]
+    assert sum(finding.stands for finding in ranked) <= 1, "one interval of three may miss by chance"
 
 
 def test_findings_by_hand_from_the_stored_rows(found: Done) -> None:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from patchscopes.analysis.matching import matches
 from patchscopes.analysis.resolution import Resolved, hits, resolution_layers
-from patchscopes.analysis.scores import rouge_l
+from patchscopes.analysis.scores import control_adjusted, rouge_l
 from patchscopes.data import Entity
 from patchscopes.results import Results
 from patchscopes.spec import Row
@@ -73,8 +73,7 @@ class Curves:
     @property
     def adjusted(self) -> NDArray[np.float64]:
         """The cells' scores minus the donors' mean (rule 17)."""
-        adjusted: NDArray[np.float64] = self.own - self.donors.mean(axis=1)
-        return adjusted
+        return control_adjusted(self.own, self.donors)
 
     def among(self, items: Sequence[int]) -> "Curves":
         """Those of some items."""

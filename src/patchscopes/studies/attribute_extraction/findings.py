@@ -11,12 +11,10 @@ from numpy.typing import ArrayLike, NDArray
 from patchscopes.analysis.comparisons import holm, sign_flip
 from patchscopes.analysis.intervals import Interval, mean_interval
 from patchscopes.studies.attribute_extraction.outcome import Outcome
+from patchscopes.studies.headline import DIFFERENCE, HIT, NEEDED, beside
 from patchscopes.studies.report import Finding
 
 Floats = NDArray[np.float64]
-HIT = (0.0, 1.0)
-DIFFERENCE = (-1.0, 1.0)
-NEEDED = ("unpatched", "random", "random-state", "shuffled")  # rule 17: beside each of them a finding must stand
 CONTROLS = (*NEEDED, "mean", "zero", "self", "phrase-only", "text-only")
 ALL = "all relations"
 
@@ -53,15 +51,12 @@ def all_findings(outcomes: Mapping[str, Outcome], seed: int) -> list[Finding]:
 def _chosen(name: str, group: Sequence[Outcome], seed: int) -> list[Finding]:
     """Held-out hits at one placement, and what is left beside each control."""
     own = Pool.of(group, lambda o: o.held_out)
-    found = [Finding.of(f"chosen/{name}", own.interval(seed, HIT), "hits at a (ℓ, ℓ*) chosen on other subjects")]
-    differences = {c: Pool.of(group, lambda o, c=c: o.held_out - o.beside[c]) for c in CONTROLS}  # type: ignore[misc]
-    tests = [sign_flip(pool.values, pool.subjects, seed=seed) for pool in differences.values()]
-    for (control, pool), p in zip(differences.items(), holm([test.p for test in tests]), strict=True):
-        about = f"held-out hits minus those with {control} at the same (ℓ, ℓ*); p by sign flips, Holm over the controls"
-        found.append(Finding.of(f"chosen/{name}", pool.interval(seed, DIFFERENCE), about, control=control, p=p))
+    controls = {c: np.concatenate([outcome.beside[c] for outcome in group]) for c in CONTROLS}
+    about = "hits", "a (ℓ, ℓ*) chosen on other subjects"
+    found = beside(f"chosen/{name}", own.values, controls, own.subjects, seed=seed, about=about)
     majority = Pool.of(group, lambda o: o.held_out - o.grid.majority())
-    about = "held-out hits minus those of always saying the other folds' most frequent answer"
-    found.append(Finding.of(f"chosen/{name}", majority.interval(seed, DIFFERENCE), about, control="majority"))
+    said = "held-out hits minus those of always saying the other folds' most frequent answer"
+    found.append(Finding.of(f"chosen/{name}", majority.interval(seed, DIFFERENCE), said, control="majority"))
     return found
 
 
@@ -77,7 +72,8 @@ def _exists(name: str, group: Sequence[Outcome], seed: int) -> list[Finding]:
     about = "the paper's score minus the same best over ℓ* with shuffled states"
     found.append(Finding.of(f"exists/{name}", adjusted.interval(seed, DIFFERENCE), about, control="shuffled", p=p))
     for control in ("unpatched", "phrase-only", "text-only"):
-        pool = Pool.of(group, lambda o, c=control: o.exists["own"][:, 1:].mean(axis=1) - o.grid.texts[c])  # type: ignore[misc]
+        texts = np.concatenate([outcome.grid.texts[control] for outcome in group])
+        pool = Pool(own.values - texts, own.subjects)
         about = f"the paper's score minus hits with {control}"
         found.append(Finding.of(f"exists/{name}", pool.interval(seed, DIFFERENCE), about, control=control))
     pool = Pool.of(group, lambda o: o.exists["own"][:, 1:].mean(axis=1) - o.grid.majority())
@@ -92,9 +88,9 @@ def _exists_beside(name: str, group: Sequence[Outcome], seed: int) -> list[Findi
     for control in ("random", "random-state", "mean", "zero"):
         values, subjects = [], []
         for outcome in group:
-            beside = outcome.exists_beside
-            values.append((beside["own"] - beside[control]).mean(axis=1))
-            subjects += outcome.grid.subjects[: len(beside["own"])]
+            other = outcome.exists_beside
+            values.append((other["own"] - other[control]).mean(axis=1))
+            subjects += outcome.grid.subjects[: len(other["own"])]
         pool = Pool(np.concatenate(values), subjects)
         about = f"the paper's score minus the same best over ℓ* with {control}, at the coarse ℓ, for some of the facts"
         found.append(Finding.of(f"exists/{name}", pool.interval(seed, DIFFERENCE), about, control=control))

@@ -7,9 +7,10 @@ from matplotlib.figure import Figure
 
 from patchscopes.analysis.intervals import Interval
 from patchscopes.studies.attribute_extraction.design import DRAWS, N_FOLDS, Design
-from patchscopes.studies.attribute_extraction.findings import ALL, NEEDED, stands
+from patchscopes.studies.attribute_extraction.findings import ALL, stands
 from patchscopes.studies.attribute_extraction.outcome import Outcome
 from patchscopes.studies.figures import Bar, Curve, Panel, bars, draw
+from patchscopes.studies.headline import NEEDED
 from patchscopes.studies.report import Finding, shown
 
 NOTE = "Bars: 95 % bootstrap over subjects."
