@@ -240,7 +240,7 @@ def test_guesses_do_not_stand(guessed: Done) -> None:
         assert not all(guessed.report.finding(f"chosen/{name}", control).stands for control in FOUR)
     names = ("country capital", "country largest city", "berry colour")
     ranked = [guessed.report.finding(f"rank-first/{name}", "shuffled") for name in names]
-    assert sum(finding.stands for finding in ranked) <= 1, "one interval of three may miss by chance"
+    assert min(finding.p or 0.0 for finding in ranked) * len(ranked) > 0.05, "by the permutation test, over the three"
 
 
 def test_findings_by_hand_from_the_stored_rows(found: Done) -> None:
