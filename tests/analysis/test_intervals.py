@@ -52,6 +52,31 @@ def test_adjusted_scores_that_are_all_zero_are_not_certain() -> None:
     assert interval.high == pytest.approx(0.16843, abs=1e-4)
 
 
+@pytest.mark.parametrize(("n_subjects", "rate"), [(12, 0.08), (30, 0.03), (80, 0.03), (80, 0.3)])
+def test_rare_hits_beside_their_controls_are_covered_too(n_subjects: int, rate: float) -> None:
+    """Hits minus the mean of five draws that hit as often. Where nobody hits, a bootstrap alone sees only losses."""
+    rng = np.random.default_rng(11)
+    n_sets = 300
+    own = rng.random((n_subjects, n_sets)) < rate
+    controls = (rng.random((n_subjects, 5, n_sets)) < rate).mean(axis=1)
+    found = mean_intervals(own - controls, list(range(n_subjects)), seed=2, bounds=(-1.0, 1.0))
+    below = np.mean([interval.high < 0 for interval in found])
+    above = np.mean([interval.low > 0 for interval in found])
+    assert below <= 0.05
+    assert above <= 0.05
+    assert below + above <= 0.08
+
+
+def test_a_side_that_nobody_was_seen_on_is_allowed_for_by_the_exact_share() -> None:
+    """Ten subjects, of whom three lose 0.2 and none gains: up to 30.85 % of all could gain, at most 1."""
+    interval = mean_interval([-0.2] * 3 + [0.0] * 7, list(range(10)), seed=0, bounds=(-1.0, 1.0))
+    assert interval.estimate == pytest.approx(-0.06)
+    assert interval.high == pytest.approx(-0.06 + 0.30850 * 1.06, abs=1e-4)
+    assert interval.low > -0.2, "losses were seen: the bootstrap knows that side"
+    gains = mean_interval([0.2] * 3 + [0.0] * 7, list(range(10)), seed=0, bounds=(-1.0, 1.0))
+    assert gains.low == pytest.approx(-interval.high)
+
+
 def test_one_subject_has_no_interval() -> None:
     interval = mean_interval([0.0, 1.0, 1.0], ["a"] * 3, seed=0)
     assert interval.estimate == pytest.approx(2 / 3)
