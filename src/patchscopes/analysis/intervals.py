@@ -4,8 +4,9 @@ Axes: item, column (whatever is estimated side by side: layers, placements). An 
 over subjects. It knows only what it has seen. Where every subject has the same value it has nothing to resample and
 would claim certainty; there, the exact binomial bound (Clopper and Pearson 1934) on the share of subjects that could
 differ takes its place, which for rates is the exact interval of a rate of 0 or 1. Where no subject's difference lies
-above 0 (a rare hit that did not happen), or none below, the bound on that side allows for the same share of unseen ones:
-without it, as few as 65 % of the intervals of rare hits minus their controls' cover the truth, with it 93 % and more (docs/lab-log.md).
+above 0 (a rare hit that did not happen), or none below, the bound on that side allows for the same share of unseen
+ones: without it, as few as 65 % of the intervals of rare hits minus their controls' cover the truth, with it 93 % and
+more (docs/lab-log.md).
 """
 
 import math
@@ -78,8 +79,8 @@ def mean_intervals(
     low, high = _bootstrap(sums[:, varying], sizes, seed) if varying else (np.empty(0), np.empty(0))
     for column, a, b in zip(varying, low, high, strict=True):
         estimate = float(table[:, column].mean())
-        a, b = _with_unseen(estimate, sums[:, column] / sizes, (float(a), float(b)), bounds)
-        found[column] = Interval(estimate, a, b, n_items, n_subjects)
+        interval = _with_unseen(estimate, sums[:, column] / sizes, (float(a), float(b)), bounds)
+        found[column] = Interval(estimate, *interval, n_items, n_subjects)
     return [interval for interval in found if interval is not None]
 
 

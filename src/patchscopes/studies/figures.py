@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import cycle
 
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -34,6 +35,12 @@ class Curve:
     label: str
     x: Sequence[int] | Sequence[float]
     intervals: Sequence[Interval]
+
+    @classmethod
+    def of(cls, label: str, rows: pd.DataFrame) -> "Curve":
+        """The curve over `source_layer` that `rows` of a table of curves hold."""
+        intervals = [Interval(r.estimate, r.low, r.high, r.n_items, r.n_subjects) for r in rows.itertuples()]
+        return cls(label, list(rows.source_layer), intervals)
 
 
 @dataclass(frozen=True, slots=True)

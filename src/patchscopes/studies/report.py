@@ -48,6 +48,11 @@ class Finding:
         return cls(name, *numbers, control, about, p)
 
     @property
+    def interval(self) -> Interval:
+        """Its numbers, as figures take them."""
+        return Interval(self.estimate, self.low, self.high, self.n_items, self.n_subjects)
+
+    @property
     def stands(self) -> bool:
         """Whether the whole interval is above 0."""
         return self.low > 0
@@ -154,6 +159,21 @@ def markdown(findings: Sequence[Finding]) -> str:
         for f in findings
     ]
     return "\n".join([head, *rows])
+
+
+def framed(
+    *, title: str, opening: str, found: Sequence[str], certainty: str, table: str = "", left_out: Sequence[str]
+) -> str:
+    """A study's page: what was asked, what was found, how sure it is, what was left out and why."""
+    lines = [f"# {title}", "", opening, "", "## What was found", "", *found, "", "## How sure it is", "", certainty, ""]
+    lines += [table, ""] if table else []
+    return "\n".join([*lines, "## What was left out", "", *left_out]) + "\n"
+
+
+def left_out(excluded: Mapping[str, int], notes: Sequence[str]) -> list[str]:
+    """What was left out, as a list for a page: how many for which reason, and what the design does not run."""
+    counted = [f"- {count} × {reason}" for reason, count in excluded.items()] or ["- nothing"]
+    return [*counted, *(f"- {note}" for note in notes)]
 
 
 def shown(value: float) -> str:

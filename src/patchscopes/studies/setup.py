@@ -77,13 +77,21 @@ class Setup:
         """The setup that `options` describe. Raises OptionError for an unknown one."""
         if not isinstance(model, Model):
             raise OptionError(f"the first argument is a model from load(), not a {type(model).__name__}: {model!r}.")
-        given = dict(options)
-        if unknown := sorted(set(given) - set(StudyOptions.__annotations__)):
+        if unknown := sorted(set(options) - set(StudyOptions.__annotations__)):
             known = ", ".join(StudyOptions.__annotations__)
             raise OptionError(f"a study has no option {', '.join(unknown)}; its options are {known}.")
-        for name in ("data", "out"):
-            given[name] = Path(given[name]) if given.get(name) is not None else None  # type: ignore[arg-type]
-        setup = cls(model, **given)  # type: ignore[arg-type]
+        data, out = options.get("data"), options.get("out")
+        setup = cls(
+            model,
+            data=None if data is None else Path(data),
+            quick=options.get("quick", False),
+            out=None if out is None else Path(out),
+            runner=options.get("runner", Engine),
+            seed=options.get("seed", 0),
+            memory_bytes=options.get("memory_bytes"),
+            watch=options.get("watch", unwatched),
+            tell=options.get("tell", lambda _: None),
+        )
         if setup.out is not None and setup.out.exists() and not setup.out.is_dir():
             raise OutputError(f"{setup.out} is a file; a study needs a directory of its own.")
         return setup

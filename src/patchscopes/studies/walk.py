@@ -74,12 +74,10 @@ def table_of(
     beside = [f"- {label}: {text}" for label, text in controls.items()]
     reading = (
         "How to read it: a word counts for the state only where the controls do not say it too. The contrast of a "
-        "token is "
-        "ln p with the write minus ln p without it, after the same tokens before: 0 means that the prompt alone "
-        "would have said "
-        "it as readily, 2.3 that the write makes it ten times as likely. A layer that says nothing of the entity has "
-        "not shown "
-        "that the entity is absent from the state, only that this prompt does not bring it out."
+        "token is ln p with the write minus ln p without it, after the same tokens before: 0 means that the prompt "
+        "alone would have said it as readily, 2.3 that the write makes it ten times as likely. A layer that says "
+        "nothing of the entity has not shown that the entity is absent from the state, only that this prompt does not "
+        "bring it out."
     )
     return "\n".join(
         [f"# {title}", "", opening, "", *head, *body, "", "Beside it:", "", *beside, "", closing, "", reading, ""]

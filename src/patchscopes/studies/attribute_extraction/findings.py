@@ -153,8 +153,8 @@ def _probes(outcomes: Mapping[str, Outcome], seed: int) -> list[Finding]:
     for (name, difference, subjects, _), p in zip(pairs, corrected, strict=True):
         interval = mean_interval(difference, subjects, seed=seed, bounds=DIFFERENCE)
         about = (
-            "held-out hits of the Patchscope minus those of the probe, same subjects, folds and states; Holm "
-            "over relations"
+            "held-out hits of the Patchscope minus those of the probe, same subjects, folds and states; Holm over "
+            "relations"
         )
         found.append(Finding.of(f"patchscope-minus-probe/{name}", interval, about, control="probe", p=p))
     return found
@@ -197,8 +197,8 @@ def told_apart(table: pd.DataFrame, seed: int) -> list[Finding]:
         p = sign_flip(difference, list(differ.country), seed=seed).p
         interval = mean_interval(difference, list(differ.country), seed=seed, bounds=DIFFERENCE)
         about = (
-            "right minus the other relation's city, over both relations: above 0 where capital and largest city "
-            "are told apart"
+            "right minus the other relation's city, over both relations: above 0 where capital and largest city are "
+            "told apart"
         )
         found.append(Finding.of("cities-told-apart", interval, about, control="other relation", p=p))
     return found

@@ -5,13 +5,13 @@ from collections.abc import Mapping, Sequence
 import pandas as pd
 from matplotlib.figure import Figure
 
-from patchscopes.analysis.intervals import Interval
 from patchscopes.studies.attribute_extraction.design import DRAWS, N_FOLDS, Design
 from patchscopes.studies.attribute_extraction.findings import ALL, stands
 from patchscopes.studies.attribute_extraction.outcome import Outcome
 from patchscopes.studies.figures import Bar, Curve, Panel, bars, draw
 from patchscopes.studies.headline import NEEDED
-from patchscopes.studies.report import Finding, shown
+from patchscopes.studies.report import Finding, framed, shown
+from patchscopes.studies.walk import sentence
 
 NOTE = "Bars: 95 % bootstrap over subjects."
 By = Mapping[tuple[str, str | None], Finding]
@@ -22,16 +22,16 @@ def figures(outcomes: Mapping[str, Outcome], findings: Sequence[Finding], layers
     by = {(finding.name, finding.control): finding for finding in findings}
     found = {
         "relations": bars(
-            [Bar(name, _interval(by[f"chosen/{name}", "shuffled"])) for name in outcomes],
+            [Bar(name, by[f"chosen/{name}", "shuffled"].interval) for name in outcomes],
             title="held-out hits minus shuffled states", x_label="share of subjects", note=NOTE,
         ),
         "probe": bars(
-            [Bar(name, _interval(by[f"patchscope-minus-probe/{name}", "probe"])) for name in outcomes],
+            [Bar(name, by[f"patchscope-minus-probe/{name}", "probe"].interval) for name in outcomes],
             title="held-out hits minus the probe's", x_label="share of subjects", note=NOTE,
         ),
         "controls": bars(
             [
-                Bar(f"minus {f.control}" if f.control else "held-out hits", _interval(f))
+                Bar(f"minus {f.control}" if f.control else "held-out hits", f.interval)
                 for f in findings if f.name == f"chosen/{ALL}"
             ],
             title=ALL, x_label="share of facts", note=NOTE,
@@ -41,8 +41,8 @@ def figures(outcomes: Mapping[str, Outcome], findings: Sequence[Finding], layers
                 bar
                 for name in (ALL, *outcomes)
                 for bar in (
-                    Bar(f"{name}: some ℓ*", _interval(by[f"exists/{name}", None])),
-                    Bar("  minus shuffled", _interval(by[f"exists/{name}", "shuffled"])),
+                    Bar(f"{name}: some ℓ*", by[f"exists/{name}", None].interval),
+                    Bar("  minus shuffled", by[f"exists/{name}", "shuffled"].interval),
                 )
             ],
             title="the paper's score, and what of it is left", x_label="share of subjects, mean over ℓ", note=NOTE,
@@ -66,12 +66,7 @@ def _groups(names: Sequence[str], size: int = 6) -> list[Sequence[str]]:
 
 def _curve(layers: pd.DataFrame, name: str, score: str) -> Curve:
     chosen = layers[(layers.relation == name) & (layers.score == score)]
-    intervals = [Interval(r.estimate, r.low, r.high, r.n_items, r.n_subjects) for r in chosen.itertuples()]
-    return Curve(name, list(chosen.source_layer), intervals)
-
-
-def _interval(finding: Finding) -> Interval:
-    return Interval(finding.estimate, finding.low, finding.high, finding.n_items, finding.n_subjects)
+    return Curve.of(name, chosen)
 
 
 def page(
@@ -84,46 +79,35 @@ def page(
     """What was found, how sure it is, what was left out and why."""
     by = {(finding.name, finding.control): finding for finding in findings}
     n_items = sum(len(outcome.grid.items) for outcome in outcomes.values())
-    lines = [
-        f"# Attribute extraction in {design.setup.model.id}",
-        "",
-        f"Does the state of a subject hold an attribute, without a probe? {n_items} facts of {len(outcomes)} "
-        f"relations, each "
-        "known to the model from text. The state of the subject's last token at ℓ is written over the placeholder of "
-        "“The … "
-        "of x” at ℓ*; a hit is the object, or an alias of it, as whole words in the text that follows. Where one (ℓ, "
-        "ℓ*) is "
-        f"named, it was chosen on the subjects of the other {N_FOLDS - 1} of {N_FOLDS} folds.",
-        "",
-        "## What was found",
-        "",
-        *_summary(by, outcomes),
-        "",
-        _relations(by, outcomes),
-        "",
-        "Held out: hits at the chosen placement. − shuffled: minus the mean of 5 other subjects' states there. "
-        "Stands: above 0 "
-        f"beside {', '.join(NEEDED)} each. Some ℓ*: the paper's score, mean over ℓ. Level at: labelled subjects with "
-        f"which "
-        "the probe draws level.",
-        "",
-        *(_cities(by, cities) if cities is not None else []),
-        "## How sure it is",
-        "",
-        "Intervals are 95 %, bootstrapped over subjects; a subject of several relations is one. p of paired "
-        "comparisons are "
-        f"of sign flips of whole subjects, with Holm's correction. “Shuffled” is the mean over {DRAWS} other "
-        f"subjects of the "
-        "relation, whatever their answers: where many share an answer, it hits too. The probe is logistic regression "
-        "on the same "
-        "states, its C and ℓ chosen in the training folds; where its ceiling is 0, no class occurs twice and it "
-        "cannot be right.",
-        "",
-        "## What was left out",
-        "",
-        *[f"- {line}" for line in left_out],
-    ]
-    return "\n".join(lines) + "\n"
+    return framed(
+        title=f"Attribute extraction in {design.setup.model.id}",
+        opening=(
+            f"Does the state of a subject hold an attribute, without a probe? {n_items} facts of {len(outcomes)} "
+            "relations, each known to the model from text. The state of the subject's last token at ℓ is written over "
+            "the placeholder of “The … of x” at ℓ*; a hit is the object, or an alias of it, as whole words in the text "
+            f"that follows. Where one (ℓ, ℓ*) is named, it was chosen on the subjects of the other {N_FOLDS - 1} of "
+            f"{N_FOLDS} folds."
+        ),
+        found=[
+            *_summary(by, outcomes),
+            "",
+            _relations(by, outcomes),
+            "",
+            "Held out: hits at the chosen placement. − shuffled: minus the mean of 5 other subjects' states there. "
+            f"Stands: above 0 beside {', '.join(NEEDED)} each. Some ℓ*: the paper's score, mean over ℓ. Level at: "
+            "labelled subjects with which the probe draws level.",
+            "",
+            *(_cities(by, cities) if cities is not None else []),
+        ],
+        certainty=(
+            "Intervals are 95 %, bootstrapped over subjects; a subject of several relations is one. p of paired "
+            "comparisons are of sign flips of whole subjects, with Holm's correction. “Shuffled” is the mean over "
+            f"{DRAWS} other subjects of the relation, whatever their answers: where many share an answer, it hits too. "
+            "The probe is logistic regression on the same states, its C and ℓ chosen in the training folds; where its "
+            "ceiling is 0, no class occurs twice and it cannot be right."
+        ),
+        left_out=left_out,
+    )
 
 
 def _summary(by: By, outcomes: Mapping[str, Outcome]) -> list[str]:
@@ -134,18 +118,17 @@ def _summary(by: By, outcomes: Mapping[str, Outcome]) -> list[str]:
     below = [f for f in probe if f.high < 0 and (f.p or 0) < 0.05]
     lines = [
         f"- At one placement, chosen without the subject, {chosen} of the facts are hit; "
-        f"{by[f'chosen/{ALL}', 'shuffled']} more "
-        f"than with other subjects' states, {by[f'chosen/{ALL}', 'random-state']} more than with unrelated ones, "
-        f"{by[f'chosen/{ALL}', 'majority']} more than by always giving the most frequent answer.",
+        f"{by[f'chosen/{ALL}', 'shuffled']} more than with other subjects' states, "
+        f"{by[f'chosen/{ALL}', 'random-state']} more than with unrelated ones, {by[f'chosen/{ALL}', 'majority']} more "
+        "than by always giving the most frequent answer.",
         f"- {len(standing)} of {len(outcomes)} relations stand by themselves: {', '.join(standing) or 'none'}.",
         f"- The paper's score, a hit at some ℓ*, is {exists} on the average over ℓ; with shuffled states the same "
-        f"best-of has "
-        f"{shown(exists.estimate - by[f'exists/{ALL}', 'shuffled'].estimate)}, so that "
+        f"best-of has {shown(exists.estimate - by[f'exists/{ALL}', 'shuffled'].estimate)}, so that "
         f"{by[f'exists/{ALL}', 'shuffled']} remain.",
         f"- In other source sentences {by[f'contexts/{ALL}', 'shuffled']} above shuffled.",
-        f"- From the subject as text the model gives "
-        f"{shown(chosen.estimate - by[f'chosen/{ALL}', 'phrase-only'].estimate)} (by "
-        "selection: a fact is kept only then).",
+        "- From the subject as text the model gives "
+        f"{shown(chosen.estimate - by[f'chosen/{ALL}', 'phrase-only'].estimate)} (by selection: a fact is kept only "
+        "then).",
         f"- Beside the probe: better in {len(above)} relations, worse in {len(below)}, not told apart in "
         f"{len(probe) - len(above) - len(below)} (p < 0.05 after Holm).",
     ]
@@ -161,8 +144,7 @@ def _summary(by: By, outcomes: Mapping[str, Outcome]) -> list[str]:
 def _relations(by: By, outcomes: Mapping[str, Outcome]) -> str:
     head = (
         "| relation | facts, classes | held out | − shuffled | stands | some ℓ* | − shuffled | raised most | probe "
-        "(ceiling) "
-        "| − probe | level at |\n|---|---|---|---|---|---|---|---|---|---|---|"
+        "(ceiling) | − probe | level at |\n|---|---|---|---|---|---|---|---|---|---|---|"
     )
     rows = []
     for name, outcome in outcomes.items():
@@ -192,7 +174,7 @@ def _cities(by: By, cities: pd.DataFrame) -> list[str]:
     )
     rows = [
         f"| {line.country} | {line.relation.removeprefix('country ')} | {line.expected} | {line.other} | "
-        f"{'yes' if line.right else 'no'} | {'yes' if line.says_other else 'no'} | {_clean(line.text)} |"
+        f"{'yes' if line.right else 'no'} | {'yes' if line.says_other else 'no'} | {sentence(line.text)} |"
         for line in differ.sort_values(["country", "relation"]).itertuples()
     ]
     return [
@@ -206,7 +188,3 @@ def _cities(by: By, cities: pd.DataFrame) -> list[str]:
         *rows,
         "",
     ]
-
-
-def _clean(text: str) -> str:
-    return " ".join(text.split()).replace("|", "\\|").replace("*", "\\*").replace("<", "\\<")

@@ -26,7 +26,7 @@ from patchscopes.studies.attribute_extraction.known import known_cases
 from patchscopes.studies.attribute_extraction.outcome import Outcome, objects_of
 from patchscopes.studies.attribute_extraction.page import figures, page
 from patchscopes.studies.attribute_extraction.walkthrough import walkthrough
-from patchscopes.studies.report import Finding, Report, findings_table, provenance_of
+from patchscopes.studies.report import Finding, Report, findings_table, left_out, provenance_of
 from patchscopes.studies.setup import Setup, Stage, StudyOptions
 
 NAME = "attribute-extraction"
@@ -147,14 +147,13 @@ def _report(design: Design, data: DataSet[Relation], found: Outcomes, began: flo
     }
     if table is not None:
         tables["cities"] = table
-    left_out = [*(f"{count} × {reason}" for reason, count in counts.items()), *notes]
     return Report(
         study=NAME,
         findings=findings,
         excluded=found.excluded,
         tables=tables,
         figures=figures(outcomes, findings, layers),
-        pages={"page": page(design, outcomes, findings, table, left_out), "walk": walkthrough(outcomes)},
+        pages={"page": page(design, outcomes, findings, table, left_out(counts, notes)), "walk": walkthrough(outcomes)},
         provenance=provenance_of(
             design.setup,
             data={"name": data.name, "source": data.source, "sha256": data.sha256},
@@ -176,14 +175,12 @@ def _notes(design: Design) -> list[str]:
     return [
         "ℓ = 0 is in tables and figures, and never chosen or averaged: written at ℓ* = 0 it is the token as text",
         f"the grid has ℓ = {', '.join(map(str, design.sources))} and ℓ* = {', '.join(map(str, design.targets))}",
-        f"at most {design.cap} known facts of a relation are run (capitals and largest cities: all), so that the "
-        f"whole stays "
-        f"near {scale.n_total}",
+        f"at most {design.cap} known facts of a relation are run (capitals and largest cities: all), so that the whole "
+        f"stays near {scale.n_total}",
         f"the best over ℓ* of random, random-state, mean and zero: at ℓ = {', '.join(map(str, design.coarse))}, for "
         f"{scale.n_coarse} facts of a relation, one draw; at the chosen placement: all facts, 5 draws",
         f"other source sentences: {scale.n_contexts}, at the chosen placements; texts are {scale.max_new_tokens} "
-        f"tokens long, "
-        "as were those that decided what the model knows",
+        "tokens long, as were those that decided what the model knows",
         f"at most {scale.n_objects} objects of a relation are ranked; probes at ℓ = "
         f"{', '.join(map(str, design.probed))}",
     ]

@@ -38,10 +38,9 @@ def walkthrough(outcomes: Mapping[str, Outcome]) -> str:
         title=f"{outcome.case.name}: {fact.subject}, layer by layer",
         opening=(
             f"The model reads “{text}”. At the last token of “{fact.subject}”, after ℓ blocks, there is a vector. It "
-            f"is written "
-            f"over the “x” of “{outcome.case.prompt.text.replace('{}', 'x')}”, after ℓ* = {target} blocks, and the "
-            f"model goes on by "
-            f"itself. The prompt does not say of what; only the vector can. The object is {fact.object}."
+            f"is written over the “x” of “{outcome.case.prompt.text.replace('{}', 'x')}”, after ℓ* = {target} blocks, "
+            "and the model goes on by itself. The prompt does not say of what; only the vector can. The object is "
+            f"{fact.object}."
         ),
         rows=lines,
         controls={label: sentence(row.text or "") for label, row in controls.items()},

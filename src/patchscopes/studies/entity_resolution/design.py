@@ -8,26 +8,28 @@ headline; the figures come from the others.
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from patchscopes.data import Entity, Exclusion
-from patchscopes.errors import OptionError
-from patchscopes.prompts import find_prompt
-from patchscopes.spec import Readout, Source, Sweep
-from patchscopes.studies.entities import CARRIER, DRAWS, FEWEST, PROMPTS, Parts, source
+from patchscopes.data import Entity
+from patchscopes.spec import Readout
+from patchscopes.studies.entities import (
+    CARRIER,
+    FEWEST,
+    PROMPTS,
+    EntityDesign,
+    EntityScale,
+    Parts,
+    need_layers,
+    source,
+)
 from patchscopes.studies.setup import Setup, Stage
 
 FEWEST_LAYERS = 3  # of a model: thirds of its depth are compared
 
 
-@dataclass(frozen=True, slots=True)
-class Scale:
-    """How much is run. `None` for a number of entities is all of them."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scale(EntityScale):
+    """How much is run."""
 
-    n_reported: int | None
-    n_choosing: int
-    max_new_tokens: int
     n_coarse: int  # layers at which every control is run
-    step: int  # between the layers of stages that need no neighbours
-    target_shares: tuple[float, ...]  # the ℓ* to choose from, as shares of depth
     n_surprisal: int  # entities whose descriptions are scored, which takes longer than texts
     surprisal_step: int  # between the ℓ at which they are
 
@@ -54,16 +56,12 @@ QUICK = Scale(
 )
 
 
-@dataclass(frozen=True)
-class Design:
-    """The entities of each part, with the layers of every stage. Layers are ℓ and ℓ*, 0…n_layers."""
+@dataclass(frozen=True, kw_only=True)
+class Design(EntityDesign):
+    """The entities of each part, with the layers of every stage."""
 
-    setup: Setup
     scale: Scale
-    choosing: tuple[Entity, ...]
     reported: tuple[Entity, ...]
-    excluded: tuple[Exclusion, ...]
-    seen: int  # entities with data, before they were thinned
 
     @classmethod
     def of(cls, setup: Setup, entities: Sequence[Entity]) -> "Design":
@@ -71,10 +69,7 @@ class Design:
 
         Raises OptionError for a model with too few layers.
         """
-        if setup.model.n_layers < FEWEST_LAYERS:
-            raise OptionError(
-                f"{setup.model.id} has {setup.model.n_layers} layers; this study needs a model with {FEWEST_LAYERS}."
-            )
+        need_layers(setup, FEWEST_LAYERS)
         scale = QUICK if setup.quick else FULL
         parts = Parts.deal(
             entities,
@@ -83,27 +78,10 @@ class Design:
             seed=setup.seed,
             thin=_with_parts,
         )
-        return cls(setup, scale, parts.choosing, parts.reported, parts.excluded, parts.seen)
-
-    @property
-    def n_layers(self) -> int:
-        """Blocks of the model."""
-        return self.setup.model.n_layers
-
-    @property
-    def target_candidates(self) -> tuple[int, ...]:
-        """The early ℓ* to choose from."""
-        return tuple(dict.fromkeys(round(share * self.n_layers) for share in self.scale.target_shares))
-
-    @property
-    def every_layer(self) -> tuple[int, ...]:
-        """ℓ from 0 to the last but one: written at the last layer, most prompts are read elsewhere (rule 12)."""
-        return tuple(range(self.n_layers))
-
-    @property
-    def stepped(self) -> tuple[int, ...]:
-        """Every `step`-th ℓ. A model of few layers has one above 0 too, which can be chosen."""
-        return tuple(range(0, self.n_layers, min(self.scale.step, self.n_layers - 1)))
+        return cls(
+            setup=setup, scale=scale, choosing=parts.choosing, excluded=parts.excluded, seen=parts.seen,
+            reported=parts.reported,
+        )  # fmt: skip
 
     def surprisal_layers(self, headline: int) -> tuple[int, ...]:
         """The ℓ at which descriptions are scored, the headline's among them."""
@@ -134,17 +112,6 @@ class Design:
         ]
         return [*stages, self._short(target_layer)] if self.paired() else stages
 
-    def choice(self) -> Stage:
-        """The stage that chooses: the choosing part at every candidate ℓ*."""
-        sweep = self._sweep(
-            [source(e) for e in self.choosing],
-            self.stepped,
-            self.target_candidates,
-            PROMPTS[:1],
-            ("unpatched", "shuffled"),
-        )
-        return Stage("choice", sweep)
-
     def paired(self) -> list[Entity]:
         """The reported entities with a shorter, bare form; none where they are too few to be each other's donors."""
         paired = [entity for entity in self.reported if entity.bare]
@@ -161,12 +128,13 @@ class Design:
     ) -> Stage:
         sources = [source(entity, carrier=carrier) for entity in self.reported]
         controls = ("unpatched", "shuffled", "text-only", "phrase-only")
-        return Stage(name, self._sweep(sources, layers, None if target is None else (target,), prompts, controls))
+        targets = None if target is None else (target,)
+        return Stage(name, self.sweep(sources, layers, targets, controls, prompts=prompts))
 
     def _controls(self, layers: Sequence[int], target: int) -> Stage:
         controls = ("self", "zero", "random", "random-state", "mean")
         sources = [source(entity) for entity in self.reported]
-        return Stage("controls", self._sweep(sources, layers, (target,), PROMPTS[:1], controls))
+        return Stage("controls", self.sweep(sources, layers, (target,), controls))
 
     def _short(self, target: int) -> Stage:
         """The bare forms, in the carrier: "Diana" where the entity's own name is "Diana, Princess of Wales".
@@ -174,34 +142,14 @@ class Design:
         Few types have enough of them, so that their donors are of any type.
         """
         sources = [replace(source(entity, name=entity.bare), kind=None) for entity in self.paired()]
-        return Stage("short", self._sweep(sources, self.stepped, (target,), PROMPTS[:1], ("unpatched", "shuffled")))
+        return Stage("short", self.sweep(sources, self.stepped, (target,), ("unpatched", "shuffled")))
 
     def _surprisal(self, layers: Sequence[int], target: int) -> Stage:
         """How surprised the patched model is by the entity's description, the answer to a question."""
         sources = [source(entity, candidates=(entity.description,)) for entity in self.described()]
-        sweep = self._sweep(sources, layers, (target,), PROMPTS[2:], ("unpatched", "shuffled"), Readout("candidates"))
+        controls = ("unpatched", "shuffled")
+        sweep = self.sweep(sources, layers, (target,), controls, prompts=PROMPTS[2:], readout=Readout("candidates"))
         return Stage("surprisal", sweep)
-
-    def _sweep(
-        self,
-        sources: Sequence[Source],
-        layers: Sequence[int],
-        targets: Sequence[int] | None,
-        prompts: Sequence[str],
-        controls: Sequence[str],
-        readout: Readout | None = None,
-    ) -> Sweep:
-        return Sweep(
-            tuple(sources),
-            tuple(find_prompt(name) for name in prompts),
-            tuple(layers),
-            target_layers=None if targets is None else tuple(targets),
-            readout=readout or Readout(),
-            decoding=self.setup.decoding(self.scale.max_new_tokens),
-            controls=tuple(controls),
-            draws=DRAWS,
-            seed=self.setup.seed,
-        )
 
 
 def _with_parts(entities: Sequence[Entity], n: int | None) -> list[Entity]:

@@ -212,8 +212,8 @@ def early(scored: Scored) -> list[Finding]:
             if among:
                 share = scored.mean(by_half, among=among)
                 about = (
-                    f"of the resolved entities, the share whose {which} resolution layer lies in the first half "
-                    f"of the depth"
+                    f"of the resolved entities, the share whose {which} resolution layer lies in the first half of the "
+                    "depth"
                 )
                 found.append(Finding.of(f"early-{which}/{stage}", share, about))
         adjusted = scored.keyword[stage, PROMPTS[0]].adjusted
@@ -245,9 +245,8 @@ def parts(scored: Scored) -> list[Finding]:
             difference = part[:, columns].mean(axis=1) - entity[:, columns].mean(axis=1)
             p = sign_flip(difference, [scored.names[k] for k in among], seed=scored.seed).p
             about = (
-                f"rate of the misleading part's keywords minus that of the entity's, control-adjusted, at ℓ from "
-                f"{low:.0%} to "
-                f"{high:.0%} of the depth"
+                "rate of the misleading part's keywords minus that of the entity's, control-adjusted, at ℓ from "
+                f"{low:.0%} to {high:.0%} of the depth"
             )
             interval = scored.mean(difference, bounds=OF_ADJUSTED, among=among)
             found.append(Finding.of(f"part-minus-entity/{stage}/{name}", interval, about, control="shuffled", p=p))
@@ -305,8 +304,8 @@ def forms(scored: Scored) -> list[Finding]:
         hits = short.own(SCORES["keyword"](paired), both, place)[:, 0]
         among = [index[paired[k].name] for k in both]
         about = (
-            f"keyword hits of the shorter, ambiguous form (“Diana”) minus those of the full name, at ℓ {layer} → "
-            f"ℓ* {star}"
+            f"keyword hits of the shorter, ambiguous form (“Diana”) minus those of the full name, at ℓ {layer} → ℓ* "
+            f"{star}"
         )
         found.append(_paired(scored, "short-minus-full", hits - full[among], among, about))
     return found

@@ -6,12 +6,11 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from patchscopes.analysis.intervals import Interval
 from patchscopes.studies.entities import CARRIER, DRAWS, PROMPTS
 from patchscopes.studies.entity_resolution.findings import STAGES, Scored
 from patchscopes.studies.figures import Bar, Curve, Panel, bars, draw
 from patchscopes.studies.headline import verdict
-from patchscopes.studies.report import Finding, markdown, shown
+from patchscopes.studies.report import Finding, framed, markdown, shown
 
 NOTE = "Bars: 95 % bootstrap over entities."
 GAINS = {"adjusted": "other entities (shuffled)", "minus-unpatched": "no write (unpatched)"}
@@ -53,7 +52,7 @@ def figures(scored: Scored, table: pd.DataFrame, findings: Sequence[Finding]) ->
     )
     beside = [finding for finding in findings if finding.name == "keyword/headline"]
     found["controls"] = bars(
-        [Bar(f"minus {f.control}" if f.control else "keyword rate", _interval(f)) for f in beside],
+        [Bar(f"minus {f.control}" if f.control else "keyword rate", f.interval) for f in beside],
         title=f"ℓ {scored.choice.headline} → ℓ* {scored.choice.target_layer}", x_label="share of entities", note=NOTE,
     )  # fmt: skip
     return found
@@ -61,8 +60,7 @@ def figures(scored: Scored, table: pd.DataFrame, findings: Sequence[Finding]) ->
 
 def _curve(table: pd.DataFrame, stage: str, prompt: str, score: str, kind: str, label: str) -> Curve:
     chosen = table[(table.stage == stage) & (table.prompt == prompt) & (table.score == score) & (table.kind == kind)]
-    intervals = [Interval(r.estimate, r.low, r.high, r.n_items, r.n_subjects) for r in chosen.itertuples()]
-    return Curve(label, list(chosen.source_layer), intervals)
+    return Curve.of(label, chosen)
 
 
 def _resolution(scored: Scored, stage: str) -> Panel:
@@ -76,48 +74,35 @@ def _resolution(scored: Scored, stage: str) -> Panel:
     return Panel(TITLES[stage], curves, "share resolved by ℓ")
 
 
-def _interval(finding: Finding) -> Interval:
-    return Interval(finding.estimate, finding.low, finding.high, finding.n_items, finding.n_subjects)
-
-
-def page(scored: Scored, findings: Sequence[Finding], excluded: Mapping[str, int], notes: Sequence[str]) -> str:
+def page(scored: Scored, findings: Sequence[Finding], left_out: Sequence[str]) -> str:
     """What was found, how sure it is, what was left out and why."""
     by = {(finding.name, finding.control): finding for finding in findings}
     model, layer, star = scored.design.setup.model, scored.choice.headline, scored.choice.target_layer
-    lines = [
-        f"# Entity resolution in {model.id}",
-        "",
-        f"At which layer does a name become the entity that it names? {len(scored.items)} entities, each at the end of "
-        f"“{CARRIER.format('…')}”; the state of the name's last token at ℓ is written over the placeholder of an "
-        f"inspection "
-        f"prompt at ℓ*, and the text that follows is searched for words that only a description of this entity holds. "
-        f"{len(scored.design.choosing)} other entities chose ℓ* = {star} and the headline's ℓ = {layer}, and are not "
-        f"in any figure.",
-        "",
-        "## What was found",
-        "",
-        *_headline(by),
-        *_resolved(by),
-        *_early(by),
-        *_parts(by),
-        *_forms(by),
-        "",
-        "## How sure it is",
-        "",
-        f"Intervals are 95 %, bootstrapped over entities. “Shuffled” is the mean over {DRAWS} other entities of the "
-        f"same type, "
-        "read and written at the same places: what the prompt, the layer and the type bring by themselves. p are of "
-        "sign-flip "
-        "permutations of whole entities, corrected by Holm within a family of controls.",
-        "",
-        markdown(findings),
-        "",
-        "## What was left out",
-        "",
-        *([f"- {count} × {reason}" for reason, count in excluded.items()] or ["- nothing"]),
-        *(f"- {note}" for note in notes),
-    ]
-    return "\n".join(lines) + "\n"
+    return framed(
+        title=f"Entity resolution in {model.id}",
+        opening=(
+            f"At which layer does a name become the entity that it names? {len(scored.items)} entities, each at the "
+            f"end of “{CARRIER.format('…')}”; the state of the name's last token at ℓ is written over the placeholder "
+            "of an inspection prompt at ℓ*, and the text that follows is searched for words that only a description of "
+            f"this entity holds. {len(scored.choice.chose)} other entities chose ℓ* = {star} and the headline's ℓ = "
+            f"{layer}, and are not in any figure."
+        ),
+        found=[
+            *_headline(by),
+            *_resolved(by),
+            *_early(by),
+            *_parts(by),
+            *_forms(by),
+        ],
+        certainty=(
+            f"Intervals are 95 %, bootstrapped over entities. “Shuffled” is the mean over {DRAWS} other entities of "
+            "the same type, read and written at the same places: what the prompt, the layer and the type bring by "
+            "themselves. p are of sign-flip permutations of whole entities, corrected by Holm within a family of "
+            "controls."
+        ),
+        table=markdown(findings),
+        left_out=left_out,
+    )
 
 
 def _headline(by: Mapping[tuple[str, str | None], Finding]) -> list[str]:
@@ -126,13 +111,12 @@ def _headline(by: Mapping[tuple[str, str | None], Finding]) -> list[str]:
     gain = by.get(("surprisal-gain", "shuffled"))
     surprise = f" The description is {gain} nats less surprising than with other entities' states." if gain else ""
     return [
-        f"- With the state, {rate} of the texts name the entity; {by['keyword/headline', 'shuffled']} more than "
-        f"with other "
-        f"entities' states. {verdict(by, 'keyword/headline')}",
+        f"- With the state, {rate} of the texts name the entity; {by['keyword/headline', 'shuffled']} more than with "
+        f"other entities' states. {verdict(by, 'keyword/headline')}",
         f"- The name as plain text in the placeholder's stead, which is what the model knows anyway, differs by {text} "
         "(state minus text).",
-        f"- RougeL against the description: {by['rouge_l/headline', None]}; {by['rouge_l/headline', 'shuffled']} "
-        f"above shuffled.{surprise}",
+        f"- RougeL against the description: {by['rouge_l/headline', None]}; {by['rouge_l/headline', 'shuffled']} above "
+        f"shuffled.{surprise}",
     ]
 
 
@@ -144,8 +128,7 @@ def _resolved(by: Mapping[tuple[str, str | None], Finding]) -> list[str]:
         over = f", {shown(spread.low)} to {shown(spread.high)} over the three prompts" if spread else ""
         lines.append(
             f"- {title}: {share} of the entities are ever resolved (two layers in a row){over}; median resolution "
-            f"layer, as a "
-            f"share of depth: {shown(median.estimate)}."
+            f"layer, as a share of depth: {shown(median.estimate)}."
         )
     tiers = [by[key] for key in by if key[0].startswith("resolved/tier-")]
     shares = ", ".join(f"{finding.name[-1]}: {finding}" for finding in tiers)
@@ -175,14 +158,13 @@ def _early(by: Mapping[tuple[str, str | None], Finding]) -> list[str]:
         peak, difference = by[f"peak/{stage}", None], by[f"early-minus-late/{stage}", None]
         shares = (
             f"of the resolved, {first} are first resolved in the first half of the depth, and {last} for the last "
-            f"time; "
+            "time; "
             if first
             else ""
         )
         lines.append(
             f"- The article's “early layers” ({title}): {shares}the curve is highest at {peak} of the depth; first "
-            f"half minus "
-            f"second half: {difference}."
+            f"half minus second half: {difference}."
         )
     return lines
 
@@ -195,9 +177,8 @@ def _parts(by: Mapping[tuple[str, str | None], Finding]) -> list[str]:
         if early and later:
             after = f"; the entity's curve lies {shift} of the depth behind its part's" if shift else ""
             lines.append(
-                f"- Misleading parts ({title}, {early.n_subjects} entities): part minus entity is {early} in the "
-                f"first layers and "
-                f"{later} in the following ones{after}."
+                f"- Misleading parts ({title}, {early.n_subjects} entities): part minus entity is {early} in the first "
+                f"layers and {later} in the following ones{after}."
             )
     return lines
 

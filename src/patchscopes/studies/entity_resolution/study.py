@@ -2,21 +2,21 @@
 
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Unpack
 
-from patchscopes.data import Entity, Exclusion, load_entities
+from patchscopes.data import Exclusion, load_entities
 from patchscopes.errors import DataError
 from patchscopes.models import Model
 from patchscopes.results import Results
 from patchscopes.studies.choice import choose_layers
-from patchscopes.studies.entities import FEWEST, PROMPTS
+from patchscopes.studies.entities import PROMPTS, too_few, without
 from patchscopes.studies.entity_resolution.design import Design
 from patchscopes.studies.entity_resolution.findings import Scored, all_findings, curve_table, entity_table
 from patchscopes.studies.entity_resolution.page import figures, page
 from patchscopes.studies.entity_resolution.popularity import name_logprobs
 from patchscopes.studies.entity_resolution.walkthrough import walkthrough
-from patchscopes.studies.report import Report, findings_table, provenance_of
+from patchscopes.studies.report import Report, findings_table, left_out, provenance_of
 from patchscopes.studies.setup import Setup, StudyOptions
 from patchscopes.studies.texts import Table
 
@@ -33,21 +33,15 @@ def run(model: Model, **options: Unpack[StudyOptions]) -> Report:
     data = load_entities(setup.data)
     design = Design.of(setup, data.items)
     if not design.reported:
-        raise DataError(
-            f"{data.source} has {len(data.items)} entities, and no type with {2 * FEWEST} of them: half choose, half "
-            f"are reported, and each half needs {FEWEST}. What was left out: {data.counts() or 'nothing'}."
-        )
+        raise too_few(data, design.excluded)
     names = name_logprobs(setup, design.reported)
     setup.announce([design.choice(), *design.stages(design.target_candidates[-1], design.stepped[0])])
-    chosen_by = setup.run(design.choice())
-    choosing = Table.of(chosen_by, PROMPTS[0], len(design.choosing))
-    choice = choose_layers(chosen_by, design.choosing, design.target_candidates, design.stepped)
-    setup.tell(f"chosen on {len(choosing.items())} entities that are not reported: {choice}")
+    choice, missing = choose_layers(design)
     results = {stage.name: setup.run(stage) for stage in design.stages(choice.target_layer, choice.headline)}
     items, lost = _complete(design, results)
     scored = Scored(design, choice, results, items, names)
     findings = all_findings(scored)
-    excluded = [*data.excluded, *design.excluded, *_without(design.choosing, choosing.missing), *lost]
+    excluded = [*data.excluded, *design.excluded, *missing, *lost]
     notes = [*_notes(design), *_gaps(design, results)]
     curves = curve_table(scored)
     report = Report(
@@ -62,7 +56,7 @@ def run(model: Model, **options: Unpack[StudyOptions]) -> Report:
         },
         figures=figures(scored, curves, findings),
         pages={
-            "page": page(scored, findings, Counter(exclusion.reason for exclusion in excluded), notes),
+            "page": page(scored, findings, left_out(Counter(exclusion.reason for exclusion in excluded), notes)),
             "walk": walkthrough(scored),
         },
         provenance=provenance_of(
@@ -70,7 +64,7 @@ def run(model: Model, **options: Unpack[StudyOptions]) -> Report:
             data={"name": data.name, "source": data.source, "sha256": data.sha256},
             design={
                 "reported": scored.names,
-                "choosing": [design.choosing[item].name for item in choosing.items()],
+                "choosing": list(choice.chose),
                 "target_layer": choice.target_layer,
                 "headline_layer": choice.headline,
                 "prompts": list(PROMPTS),
@@ -94,12 +88,7 @@ def _complete(design: Design, results: dict[str, Results]) -> tuple[tuple[int, .
     kept = tuple(item for item in range(len(design.reported)) if item not in lost)
     if not kept:
         raise DataError(f"no entity has all results; the first failed because: {next(iter(lost.values()))}")
-    return kept, _without(design.reported, lost)
-
-
-def _without(entities: Sequence[Entity], missing: Mapping[int, str]) -> list[Exclusion]:
-    """The entities that lack a result, each with the reason."""
-    return [Exclusion(entities[item].name, reason.splitlines()[0], "entity") for item, reason in missing.items()]
+    return kept, without(design.reported, lost)
 
 
 def _gaps(design: Design, results: Mapping[str, Results]) -> list[str]:
@@ -124,8 +113,7 @@ def _notes(design: Design) -> list[str]:
     notes = [
         f"ℓ runs from 0 to {design.n_layers - 1}: at the last layer a write reaches only its own position",
         f"random, random-state, mean and zero are run at ℓ = {', '.join(map(str, design.coarse()))} and the "
-        f"headline's, "
-        "through the first prompt; ℓ* = ℓ through the first prompt too",
+        "headline's, through the first prompt; ℓ* = ℓ through the first prompt too",
         f"ℓ* was chosen among {', '.join(map(str, design.target_candidates))}, at every {scale.step}. ℓ, which bare "
         f"names and short forms are read at too; descriptions are scored at every {scale.surprisal_step}. ℓ",
         f"texts are {scale.max_new_tokens} tokens long, and cut where they go on to another entity",

@@ -46,9 +46,8 @@ def walkthrough(scored: Scored) -> str:
         title=f"{name}, layer by layer",
         opening=(
             f"The model reads “{CARRIER.format(name)}”. At the last token of the name, after ℓ blocks, there is a "
-            f"vector. It is "
-            f"written over the “x” of the inspection prompt “…, x”, after ℓ* = {star} blocks, and the model goes on "
-            f"by itself."
+            f"vector. It is written over the “x” of the inspection prompt “…, x”, after ℓ* = {star} blocks, and the "
+            "model goes on by itself."
         ),
         rows=lines,
         controls={label: sentence(row.text or "") for label, row in controls.items()},

@@ -10,10 +10,15 @@ from dataclasses import dataclass
 from functools import partial
 
 from patchscopes.data import Entity, Exclusion
-from patchscopes.errors import OptionError
-from patchscopes.prompts import find_prompt
-from patchscopes.spec import Source, Sweep
-from patchscopes.studies.entities import DRAWS, FEWEST, PROMPTS, Parts, source
+from patchscopes.studies.entities import (
+    DRAWS,
+    FEWEST,
+    PROMPTS,
+    EntityDesign,
+    EntityScale,
+    Parts,
+    need_layers,
+)
 from patchscopes.studies.setup import Setup, Stage
 from patchscopes.studies.tokenization.forms import FORMS, Form, NotFormedError, another_split, form_of
 
@@ -22,16 +27,11 @@ FEWEST_LAYERS = 2  # of a model: a resolution layer needs two, and ℓ 0 is neve
 TOO_FEW = f"fewer than {FEWEST} names of its type in this form: each needs {DRAWS} donors"
 
 
-@dataclass(frozen=True, slots=True)
-class Scale:
-    """How much is run. `None` for a number of entities is all of them."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scale(EntityScale):
+    """How much is run."""
 
-    n_reported: int | None
-    n_choosing: int
-    max_new_tokens: int
-    step: int  # between the ℓ that the choice looks at
     form_step: int  # between the ℓ that other forms are read at
-    target_shares: tuple[float, ...]  # the ℓ* to choose from, as shares of depth
     n_shown: int  # names whose neighbours are listed
 
 
@@ -55,17 +55,13 @@ QUICK = Scale(
 )
 
 
-@dataclass(frozen=True)
-class Design:
+@dataclass(frozen=True, kw_only=True)
+class Design(EntityDesign):
     """The entities that choose, the names that are reported, and those of them that each form is another split of."""
 
-    setup: Setup
     scale: Scale
-    choosing: tuple[Entity, ...]
     names: tuple[Form, ...]
     forms: dict[str, tuple[Form, ...]]  # by form; "spaced" has the entities of "no-space"
-    excluded: tuple[Exclusion, ...]
-    seen: int  # entities with data, before they were thinned
 
     @classmethod
     def of(cls, setup: Setup, entities: Sequence[Entity]) -> "Design":
@@ -73,10 +69,7 @@ class Design:
 
         Raises OptionError for a model with too few layers.
         """
-        if setup.model.n_layers < FEWEST_LAYERS:
-            raise OptionError(
-                f"{setup.model.id} has {setup.model.n_layers} layers; this study needs a model with {FEWEST_LAYERS}."
-            )
+        need_layers(setup, FEWEST_LAYERS)
         scale = QUICK if setup.quick else FULL
         parts = Parts.deal(entities, n_choosing=scale.n_choosing, n_reported=scale.n_reported, seed=setup.seed)
         model, seed = setup.model, setup.seed
@@ -88,64 +81,28 @@ class Design:
             forms[form], lost = enough(reported, make, f": {form}")
             excluded += lost
         forms["spaced"] = tuple(form_of(model, made.entity, "spaced", seed=seed) for made in forms["no-space"])
-        return cls(setup, scale, parts.choosing, names, forms, (*parts.excluded, *excluded), parts.seen)
-
-    @property
-    def n_layers(self) -> int:
-        """Blocks of the model."""
-        return self.setup.model.n_layers
-
-    @property
-    def target_candidates(self) -> tuple[int, ...]:
-        """The early ℓ* to choose from."""
-        return tuple(dict.fromkeys(round(share * self.n_layers) for share in self.scale.target_shares))
-
-    @property
-    def every_layer(self) -> tuple[int, ...]:
-        """ℓ from 0 to the last but one: written at the last layer, most prompts are read elsewhere (rule 12)."""
-        return tuple(range(self.n_layers))
-
-    @property
-    def stepped(self) -> tuple[int, ...]:
-        """The ℓ that the choice looks at. A model of few layers has one above 0 too, which can be chosen."""
-        return tuple(range(0, self.n_layers, min(self.scale.step, self.n_layers - 1)))
+        return cls(
+            setup=setup, scale=scale, choosing=parts.choosing, excluded=(*parts.excluded, *excluded), seen=parts.seen,
+            names=names, forms=forms,
+        )  # fmt: skip
 
     @property
     def form_layers(self) -> tuple[int, ...]:
         """The ℓ that other forms are read at."""
         return tuple(range(0, self.n_layers, self.scale.form_step))
 
-    def choice(self) -> Stage:
-        """The stage that chooses: the choosing part at every candidate ℓ*."""
-        sources = [source(entity) for entity in self.choosing]
-        return Stage("choice", self._sweep(sources, self.stepped, self.target_candidates, ("unpatched", "shuffled")))
-
     def stages(self, target_layer: int, headline: int) -> list[Stage]:
         """All stages after the choice: names, their controls at the headline's placement, and each form."""
         star, plain = (target_layer,), [name.source for name in self.names]
         stages = [
-            Stage("names", self._sweep(plain, self.every_layer, star, ("unpatched", "shuffled"))),
-            Stage("controls", self._sweep(plain, (headline,), star, ("random", "random-state"))),
+            Stage("names", self.sweep(plain, self.every_layer, star, ("unpatched", "shuffled"))),
+            Stage("controls", self.sweep(plain, (headline,), star, ("random", "random-state"))),
         ]
         for form, made in self.forms.items():
             if made:
                 sources = [one.source for one in made]
-                stages.append(Stage(form, self._sweep(sources, self.form_layers, star, ("unpatched", "shuffled"))))
+                stages.append(Stage(form, self.sweep(sources, self.form_layers, star, ("unpatched", "shuffled"))))
         return stages
-
-    def _sweep(
-        self, sources: Sequence[Source], layers: Sequence[int], targets: Sequence[int], controls: Sequence[str]
-    ) -> Sweep:
-        return Sweep(
-            tuple(sources),
-            (find_prompt(PROMPT),),
-            tuple(layers),
-            target_layers=tuple(targets),
-            decoding=self.setup.decoding(self.scale.max_new_tokens),
-            controls=tuple(controls),
-            draws=DRAWS,
-            seed=self.setup.seed,
-        )
 
 
 def enough(

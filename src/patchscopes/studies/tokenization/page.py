@@ -5,11 +5,10 @@ from collections.abc import Mapping, Sequence
 import pandas as pd
 from matplotlib.figure import Figure
 
-from patchscopes.analysis.intervals import Interval
 from patchscopes.studies.entities import CARRIER, DRAWS
 from patchscopes.studies.figures import Bar, Curve, Panel, bars, draw
 from patchscopes.studies.headline import verdict
-from patchscopes.studies.report import Finding, markdown, shown
+from patchscopes.studies.report import Finding, framed, markdown, shown
 from patchscopes.studies.tokenization.findings import CHANCE, GROUPS, LAYER_0, SHUFFLED, Scored
 from patchscopes.studies.tokenization.forms import FORMS
 from patchscopes.studies.tokenization.tables import RECOGNISED, WHOLE
@@ -41,10 +40,7 @@ def figures(scored: Scored, table: pd.DataFrame, findings: Sequence[Finding]) ->
     differences = [f for f in findings if f.control in FORMS.values() and f.name.startswith("hit-rate/")]
     if differences:
         found["forms"] = bars(
-            [
-                Bar(f"{LABELS[f.name.removeprefix('hit-rate/')]} (n = {f.n_subjects})", _interval(f))
-                for f in differences
-            ],
+            [Bar(f"{LABELS[f.name.removeprefix('hit-rate/')]} (n = {f.n_subjects})", f.interval) for f in differences],
             title=f"the same name with another split, ℓ* = {scored.choice.target_layer}",
             x_label="share of ℓ with a hit, minus that of the form beside it",
             note=NOTE,
@@ -67,59 +63,43 @@ def _curves(table: pd.DataFrame, stage: str, kind: str, series: Sequence[str]) -
     for label in series:
         chosen = table[(table.stage == stage) & (table.series == label) & (table.kind == kind)]
         if len(chosen):
-            intervals = [Interval(r.estimate, r.low, r.high, r.n_items, r.n_subjects) for r in chosen.itertuples()]
-            found.append(Curve(label, list(chosen.source_layer), intervals))
+            found.append(Curve.of(label, chosen))
     return found
 
 
-def _interval(finding: Finding) -> Interval:
-    return Interval(finding.estimate, finding.low, finding.high, finding.n_items, finding.n_subjects)
-
-
-def page(scored: Scored, findings: Sequence[Finding], excluded: Mapping[str, int], notes: Sequence[str]) -> str:
+def page(scored: Scored, findings: Sequence[Finding], left_out: Sequence[str]) -> str:
     """What was found, how sure it is, what was left out and why."""
     by = {(finding.name, finding.control): finding for finding in findings}
     design, choice = scored.design, scored.choice
-    lines = [
-        f"# Tokenization in {design.setup.model.id}",
-        "",
-        f"How does the split of a name into tokens change its resolution? {len(scored.items)} names, each at the end "
-        "of "
-        f"“{CARRIER.format('…')}”; the state of the name's last token at ℓ is written over the placeholder of an "
-        f"inspection prompt at ℓ* = {choice.target_layer}, and the text that follows is searched for words that only a "
-        f"description of this entity holds. {len(design.choosing)} other entities chose ℓ* and the headline's ℓ = "
-        f"{choice.headline}, and are not in any figure.",
-        "",
-        "## What was found",
-        "",
-        *_headline(by),
-        *_tokens(by),
-        *_matched(by),
-        *_slopes(by),
-        *_forms(by),
-        *_words(by),
-        "",
-        "## How sure it is",
-        "",
-        "Intervals are 95 %, bootstrapped over names (over words for detokenisation). A hit: the keyword is in the "
-        "text, "
-        f"not in the unpatched one, and in at most one of {DRAWS} texts with the states of other names of the same "
-        "type "
-        "in the same form. p of forms are of sign-flip permutations of whole names, those of matched names of "
-        "permutations within strata, each family corrected by Holm. Names were not made for this question: what else "
-        "differs between long and short ones, within a type and tier, is not taken out; the same name in another form "
-        "is the stricter test. The nearest tokens are by cosine with the input embeddings, which the farther up a "
-        "state "
-        "is the less it has to resemble.",
-        "",
-        markdown(findings),
-        "",
-        "## What was left out",
-        "",
-        *([f"- {count} × {reason}" for reason, count in excluded.items()] or ["- nothing"]),
-        *(f"- {note}" for note in notes),
-    ]
-    return "\n".join(lines) + "\n"
+    return framed(
+        title=f"Tokenization in {design.setup.model.id}",
+        opening=(
+            f"How does the split of a name into tokens change its resolution? {len(scored.items)} names, each at the "
+            f"end of “{CARRIER.format('…')}”; the state of the name's last token at ℓ is written over the placeholder "
+            f"of an inspection prompt at ℓ* = {choice.target_layer}, and the text that follows is searched for words "
+            f"that only a description of this entity holds. {len(choice.chose)} other entities chose ℓ* and the "
+            f"headline's ℓ = {choice.headline}, and are not in any figure."
+        ),
+        found=[
+            *_headline(by),
+            *_tokens(by),
+            *_matched(by),
+            *_slopes(by),
+            *_forms(by),
+            *_words(by),
+        ],
+        certainty=(
+            "Intervals are 95 %, bootstrapped over names (over words for detokenisation). A hit: the keyword is in the "
+            f"text, not in the unpatched one, and in at most one of {DRAWS} texts with the states of other names of "
+            "the same type in the same form. p of forms are of sign-flip permutations of whole names, those of matched "
+            "names of permutations within strata, each family corrected by Holm. Names were not made for this "
+            "question: what else differs between long and short ones, within a type and tier, is not taken out; the "
+            "same name in another form is the stricter test. The nearest tokens are by cosine with the input "
+            "embeddings, which the farther up a state is the less it has to resemble."
+        ),
+        table=markdown(findings),
+        left_out=left_out,
+    )
 
 
 def _headline(by: By) -> list[str]:
@@ -160,7 +140,7 @@ def _slopes(by: By) -> list[str]:
     overall, inside = by["slope/resolved", None], by["slope/resolved/within-tier", None]
     return [
         f"- With each further token the share resolved changes by {overall}, and by {inside} among names of the same "
-        f"tier."
+        "tier."
     ]
 
 
@@ -192,11 +172,9 @@ def _words(by: By) -> list[str]:
         f"- Of {ever.n_subjects} words of one token, split by force, {ever} have their whole-word token among the ten "
         f"nearest of the last piece's state at some ℓ ({'; '.join(parts)}); median of the first such ℓ, as a share of "
         f"depth: {shown(first.estimate)}. A word that was not split has its own token there at {plain} of ℓ: where "
-        "that "
-        f"is little more than ℓ 0 alone, embeddings say nothing about states in this model, and their silence about "
-        f"split words is no evidence.",
-        f"- Among states of words: at {same} of ℓ ≥ 1 its state is nearest to that of the same word, "
-        f"plain; {by['recognised', CHANCE]} more than by chance, {by['recognised', LAYER_0]} more than at ℓ 0; median "
-        "of "
-        f"the first such ℓ: {shown(met.estimate)} of the depth.",
+        "that is little more than ℓ 0 alone, embeddings say nothing about states in this model, and their silence "
+        "about split words is no evidence.",
+        f"- Among states of words: at {same} of ℓ ≥ 1 its state is nearest to that of the same word, plain; "
+        f"{by['recognised', CHANCE]} more than by chance, {by['recognised', LAYER_0]} more than at ℓ 0; median of the "
+        f"first such ℓ: {shown(met.estimate)} of the depth.",
     ]

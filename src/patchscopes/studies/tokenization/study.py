@@ -10,8 +10,8 @@ from patchscopes.errors import DataError
 from patchscopes.models import Model
 from patchscopes.results import Results
 from patchscopes.studies.choice import choose_layers
-from patchscopes.studies.entities import FEWEST
-from patchscopes.studies.report import Report, findings_table, provenance_of
+from patchscopes.studies.entities import too_few, without
+from patchscopes.studies.report import Report, findings_table, left_out, provenance_of
 from patchscopes.studies.setup import Setup, StudyOptions
 from patchscopes.studies.texts import Table
 from patchscopes.studies.tokenization import tables
@@ -35,15 +35,14 @@ def run(model: Model, **options: Unpack[StudyOptions]) -> Report:
     data = load_entities(setup.data)
     design = Design.of(setup, data.items)
     if not design.names:
-        raise DataError(
-            f"{data.source} has {len(data.items)} entities, and no type with {2 * FEWEST} of them that can be read: "
-            f"half of them choose, half are reported, and each half needs {FEWEST}. What was left out: "
-            f"{data.counts() or 'nothing'}."
-        )
+        raise too_few(data, design.excluded)
     setup.announce([design.choice(), *design.stages(design.target_candidates[-1], design.stepped[0])])
-    scored, lost = _scored(design)
+    choice, missing = choose_layers(design)
+    results = {stage.name: setup.run(stage) for stage in design.stages(choice.target_layer, choice.headline)}
+    items, lost = _complete(design, results)
+    scored = Scored(design, choice, results, items, detokenise(design, tell=setup.tell))
     findings, curves = all_findings(scored), tables.curve_table(scored)
-    excluded = [*data.excluded, *design.excluded, *scored.words.excluded, *lost, *lost_forms(scored)]
+    excluded = [*data.excluded, *design.excluded, *missing, *scored.words.excluded, *lost, *lost_forms(scored)]
     notes = _notes(design)
     report = Report(
         study=NAME,
@@ -60,7 +59,7 @@ def run(model: Model, **options: Unpack[StudyOptions]) -> Report:
         },
         figures=figures(scored, curves, findings),
         pages={
-            "page": page(scored, findings, _reasons(excluded), notes),
+            "page": page(scored, findings, left_out(_reasons(excluded), notes)),
             "walk": walkthrough(scored),
         },
         provenance=provenance_of(
@@ -68,7 +67,7 @@ def run(model: Model, **options: Unpack[StudyOptions]) -> Report:
             data={"name": data.name, "source": data.source, "sha256": data.sha256},
             design={
                 "reported": [name.entity.name for name in design.names],
-                "choosing": [entity.name for entity in design.choosing],
+                "choosing": list(choice.chose),
                 "target_layer": scored.choice.target_layer,
                 "headline_layer": scored.choice.headline,
                 "prompt": PROMPT,
@@ -83,20 +82,6 @@ def run(model: Model, **options: Unpack[StudyOptions]) -> Report:
     return report
 
 
-def _scored(design: Design) -> tuple[Scored, list[Exclusion]]:
-    """Choose, run every stage, and look at the neighbours; with the names that have no result."""
-    setup = design.setup
-    choice = choose_layers(setup.run(design.choice()), design.choosing, design.target_candidates, design.stepped)
-    setup.tell(
-        f"chosen on {len(design.choosing)} entities that are not reported: ℓ* = {choice.target_layer}, ℓ = "
-        f"{choice.headline}"
-    )
-    results = {stage.name: setup.run(stage) for stage in design.stages(choice.target_layer, choice.headline)}
-    items, lost = _complete(design, results)
-    words = detokenise(design, tell=setup.tell)
-    return Scored(design, choice, results, items, words), lost
-
-
 def _complete(design: Design, results: dict[str, Results]) -> tuple[tuple[int, ...], list[Exclusion]]:
     """The names that have every result of their own and of their controls; the others with the reason why not."""
     lost: dict[int, str] = {}
@@ -106,7 +91,7 @@ def _complete(design: Design, results: dict[str, Results]) -> tuple[tuple[int, .
     kept = tuple(item for item in range(len(design.names)) if item not in lost)
     if not kept:
         raise DataError(f"no name has all results; the first failed because: {next(iter(lost.values()))}")
-    return kept, [Exclusion(design.names[item].entity.name, reason.splitlines()[0]) for item, reason in lost.items()]
+    return kept, without([name.entity for name in design.names], lost)
 
 
 def _reasons(excluded: Sequence[Exclusion]) -> Counter[str]:

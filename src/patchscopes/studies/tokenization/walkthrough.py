@@ -39,8 +39,7 @@ def walkthrough(scored: Scored) -> str:
         "At the last token of the name, after ℓ blocks, there is a vector. **Nearest tokens**: the words of the "
         "vocabulary whose input embeddings point the same way, with the cosine. **The text goes on**: the vector is "
         f"written over the “x” of the inspection prompt “…, x”, after ℓ* = {scored.choice.target_layer} blocks, and "
-        "the "
-        "model goes on by itself.",
+        "the model goes on by itself.",
         "",
         f"| ℓ | {head} |",
         f"|---|{'---|---|' * len(forms)}",
@@ -51,8 +50,8 @@ def walkthrough(scored: Scored) -> str:
         "",
         f"Words that count as the entity: {', '.join(name.entity.keywords)}.",
         "",
-        "How to read it: at ℓ 0 the nearest token is the last piece itself; where the words of the two columns come "
-        "to agree, the model has put the pieces together. Near tokens are evidence that a word is there, far ones are "
+        "How to read it: at ℓ 0 the nearest token is the last piece itself; where the words of the two columns come to "
+        "agree, the model has put the pieces together. Near tokens are evidence that a word is there, far ones are "
         "none that it is not: higher up, states need not resemble embeddings, and turn to what comes next.",
     ]
     return "\n".join(lines) + "\n"
