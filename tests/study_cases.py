@@ -151,3 +151,17 @@ def planted(entries: Sequence[dict[str, Any]], layers: Sequence[int]) -> Saying:
         return -1.0 if entry and text_of(ids).strip() == entry["description"] else -3.0
 
     return Saying(say, score)
+
+
+class Failing(Saying):
+    """Babble that breaks for the states of two entities."""
+
+    def __init__(self, names: tuple[str, ...]) -> None:
+        super().__init__(babbling("a").say, babbling("a").score)
+        self.names = names
+
+    def run(self, plan: Plan) -> Iterator[Result]:
+        for result in super().run(plan):
+            vector = getattr(plan.cells[result.index].write, "vectors", (None,))[0]
+            own = isinstance(vector, State) and text_of(vector.ids).endswith(self.names)
+            yield Result(result.index, None, None, None, failure="logits not finite\nat step 3") if own else result

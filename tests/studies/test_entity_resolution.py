@@ -31,6 +31,7 @@ from study_cases import (
     N_PER_KIND,
     SPEED,
     SPOKEN,
+    Failing,
     Saying,
     babbling,
     broken,
@@ -134,20 +135,6 @@ def test_eleven_are_too_few_and_twelve_are_enough(tmp_path: Path) -> None:
     assert Counter(entity.type for entity in made.choosing) == {"person": 6, "place": 6}
     assert len(made.excluded) == 11
     assert {exclusion.kind for exclusion in made.excluded} == {"entity"}
-
-
-class Failing(Saying):
-    """Babble that breaks for the states of two entities."""
-
-    def __init__(self, names: tuple[str, str]) -> None:
-        super().__init__(babbling("a").say, babbling("a").score)
-        self.names = names
-
-    def run(self, plan: Plan) -> Iterator[Result]:
-        for result in super().run(plan):
-            vector = getattr(plan.cells[result.index].write, "vectors", (None,))[0]
-            own = isinstance(vector, State) and text_of(vector.ids).endswith(self.names)
-            yield Result(result.index, None, None, None, failure="logits not finite\nat step 3") if own else result
 
 
 def test_entities_whose_cells_fail_are_left_out_with_the_reason(babbled: Done, tmp_path: Path) -> None:
