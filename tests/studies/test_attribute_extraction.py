@@ -272,6 +272,8 @@ def test_a_second_run_runs_nothing_and_says_the_same(found: Done, tmp_path: Path
     )
     assert {cell.readout.kind for cell in again.cells} == {"candidates"}, "the walk's contrasts, which are not kept"
     assert len(again.cells) <= 2 * 8
+    n_rows = sum(sum(counts.values()) for counts in report.provenance["rows"].values())
+    assert (found.report.provenance["rows_kept"], report.provenance["rows_kept"]) == (0, n_rows)
     first = [(f.name, f.control, f.estimate, f.low, f.high, f.n_items, f.p) for f in found.report.findings]
     assert [(f.name, f.control, f.estimate, f.low, f.high, f.n_items, f.p) for f in report.findings] == first
 

@@ -136,12 +136,14 @@ def test_numbers_are_shown_with_two_decimals(value: float, text: str) -> None:
 def test_provenance_says_what_made_it(llama: Model) -> None:
     made = Setup.of(llama, {"seed": 5, "quick": True, "runner": Reference})
     made.counts["choice"] = {"ok": 3}
+    made.kept.update({"choice": 2, "names": 4})
     found = provenance_of(made, data={"sha256": "ab"}, design={"target_layer": 1}, began=0.0)
     assert strict(json.dumps(found)) == found
     assert found["model"] == llama.describe()
     assert (found["seed"], found["quick"], found["runner"]) == (5, True, "reference")
     assert (found["data"], found["design"]) == ({"sha256": "ab"}, {"target_layer": 1})
     assert found["rows"] == {"choice": {"ok": 3}}
+    assert found["rows_kept"] == 6
     assert {"patchscopes", "torch"} <= set(found["versions"])
     assert found["seconds"] > 0
     odd = Setup.of(llama, {"runner": partial(Reference)})

@@ -21,7 +21,19 @@ from patchscopes.provenance import commit, versions
 from patchscopes.studies.setup import Setup
 
 SCHEMA = "patchscopes.study/1"
-MADE_BY = ("model", "data", "quick", "seed", "runner", "rows", "seconds", "commit", "versions")
+# What of the provenance stands on the page, and how it is called there.
+MADE_BY = {
+    "model": "model",
+    "data": "data",
+    "quick": "quick",
+    "seed": "seed",
+    "runner": "runner",
+    "rows": "rows",
+    "rows_kept": "rows kept from a run before",
+    "seconds": "seconds, without those of rows kept",
+    "commit": "commit",
+    "versions": "versions",
+}
 STATISTICS = ("scipy", "scikit-learn", "statsmodels", "rouge-score", "pandas")
 
 
@@ -105,7 +117,7 @@ class Report:
             "## What made this",
             "",
         ]
-        lines += [f"- {key}: {_listed(made[key])}" for key in MADE_BY if made.get(key) is not None]
+        lines += [f"- {MADE_BY[key]}: {_listed(made[key])}" for key in MADE_BY if made.get(key) is not None]
         return "\n".join(lines) + "\n"
 
     def write(self, out: Path) -> None:
@@ -139,6 +151,7 @@ def provenance_of(setup: Setup, *, data: Mapping[str, Any], design: Mapping[str,
         "seed": setup.seed,
         "runner": setup.runner_name,
         "rows": {stage: dict(counts) for stage, counts in setup.counts.items()},
+        "rows_kept": sum(setup.kept.values()),  # of a run before this one, in whose seconds they are not
         "seconds": round(time.monotonic() - began, 1),
         "versions": versions() | {name: version(name) for name in STATISTICS},
         "commit": commit(),

@@ -70,7 +70,8 @@ class Setup:
     memory_bytes: int | None = None
     watch: Watch = unwatched
     tell: Callable[[str], None] = lambda _: None
-    counts: dict[str, dict[str, int]] = field(default_factory=dict)
+    counts: dict[str, dict[str, int]] = field(default_factory=dict)  # of rows, by stage and status
+    kept: dict[str, int] = field(default_factory=dict)  # of rows that were there before, by stage
 
     @classmethod
     def of(cls, model: Model, options: StudyOptions) -> "Setup":
@@ -124,6 +125,7 @@ class Setup:
         rows: dict[int, Row] = {}
         with collector_paused(), inspection.session() as session:
             rows.update(session.kept())
+            self.kept[stage.name] = len(rows)
             with self.watch(session) as advance:
                 for index, row in session.rows():
                     rows[index] = row
