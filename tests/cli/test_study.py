@@ -68,7 +68,7 @@ def test_a_quick_study_says_what_it_costs_and_writes_its_files(
     ]
     first = run(command, capsys)
     assert first.code == 0, first.err
-    out = Path("patchscopes-studies") / f"entity-resolution-{long_folder.name}-quick"
+    out = Path("patchscopes-studies") / f"entity-resolution-{long_folder.name}-entities-quick"
     assert {path.name for path in out.iterdir()} == {"summary.json", "page.md", "walk.md", "runs", "tables", "figures"}
     written = (out / "page.md").read_text(encoding="utf-8")
     assert written.startswith(first.out.strip())

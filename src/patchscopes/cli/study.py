@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 @click.option("--data", default=None, type=click.Path(), help="Your own data, in one of the forms of docs/data.md.")
 @click.option("--quick", is_flag=True, help="Fewer items and layers: minutes on two cores.")
 @click.option(
-    "--out", default=None, type=click.Path(), help="Where to write; by default patchscopes-studies/NAME-MODEL."
+    "--out", default=None, type=click.Path(), help="Where to write; by default patchscopes-studies/NAME-MODEL[-DATA]."
 )
 @click.option("--seed", default=0, show_default=True, help="Of splits, draws and resampling.")
 @click.option("--memory", default=None, metavar="SIZE", help="What it may take beside the weights, such as 8GiB.")
@@ -54,8 +54,8 @@ def study_command(
     from patchscopes import api
     from patchscopes.sizes import parse_bytes
 
-    label = Path(model_name).name + ("-quick" if quick else "")
-    folder = Path(out) if out is not None else Path("patchscopes-studies") / f"{name}-{label}"
+    parts = [name, Path(model_name).name, "" if data is None else Path(data).stem, "quick" if quick else ""]
+    folder = Path(out) if out is not None else Path("patchscopes-studies") / "-".join(filter(None, parts))
     model = api.load(model_name, dtype=dtype, device=device, notify=_tell)
     try:
         report = study.run(
