@@ -1,5 +1,6 @@
 """One entity, layer by layer, for a reader who sees it for the first time."""
 
+from patchscopes.prompts import find_prompt
 from patchscopes.resolve import resolve
 from patchscopes.studies.entities import CARRIER, PROMPTS
 from patchscopes.studies.entity_resolution.findings import Scored
@@ -16,8 +17,8 @@ def walkthrough(scored: Scored) -> str:
     name = name or next((e.name for e in entities if e.part), entities[0].name)
     k = [entity.name for entity in entities].index(name)
     item, entity = scored.items[k], entities[k]
-    table, star = scored.tables["fixed"][PROMPTS[0]], scored.choice.target_layer
-    places = [(layer, star) for layer in scored.design.every_layer]
+    table, star, layer = scored.tables["fixed"][PROMPTS[0]], scored.choice.target_layer, scored.choice.headline
+    places = [(at, star) for at in scored.design.every_layer]
     rows = [table.rows[None, item, place, 0] for place in places]
     stage = next(s for s in scored.design.stages(star, scored.choice.headline) if s.name == "fixed")
     requests = {
@@ -27,27 +28,28 @@ def walkthrough(scored: Scored) -> str:
     }
     words = contrasts(
         scored.design.setup,
-        [requests[layer, PROMPTS[0]] for layer, _ in places],
+        [requests[at, PROMPTS[0]] for at, _ in places],
         [row.token_ids or () for row in rows],
     )
     said = {score: SCORES[score](scored.design.reported) for score in ("part", "type", "keyword")}
     labels = {"part": f"the part “{entity.part}”", "type": "the kind", "keyword": "**the entity**"}
     lines = []
-    for (layer, _), row, found in zip(places, rows, words, strict=True):
+    for (at, _), row, found in zip(places, rows, words, strict=True):
         names = [labels[score] for score, measure in said.items() if measure(item, row)]
-        lines.append((str(layer), sentence(answer_of(row)), ", ".join(names) or "–", found))
+        lines.append((str(at), sentence(answer_of(row)), ", ".join(names) or "–", found))
     controls = {
         "unpatched (the prompt as it is)": table.rows["unpatched", None, (None, None), 0],
         "text-only (the source as text)": table.rows["text-only", item, (None, None), 0],
         "phrase-only (the name as text)": table.rows["phrase-only", item, (None, None), 0],
-        f"shuffled, ℓ {places[1][0]} (another {entity.type}'s state)": table.rows["shuffled", item, places[1], 0],
+        f"shuffled, ℓ {layer} (another {entity.type}'s state)": table.rows["shuffled", item, (layer, star), 0],
     }
+    prompt = find_prompt(PROMPTS[0]).text.replace("{}", "x")
     return table_of(
         title=f"{name}, layer by layer",
         opening=(
             f"The model reads “{CARRIER.format(name)}”. At the last token of the name, after ℓ blocks, there is a "
-            f"vector. It is written over the “x” of the inspection prompt “…, x”, after ℓ* = {star} blocks, and the "
-            "model goes on by itself."
+            f"vector. It is written over the “x” of the inspection prompt “{prompt}”, after ℓ* = {star} blocks, and "
+            "the model goes on by itself."
         ),
         rows=lines,
         controls={label: sentence(row.text or "") for label, row in controls.items()},

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from patchscopes.neighbours import Neighbour
+from patchscopes.prompts import find_prompt
 from patchscopes.studies.entities import CARRIER
 from patchscopes.studies.scores import answer_of
 from patchscopes.studies.texts import Table
@@ -38,8 +39,8 @@ def walkthrough(scored: Scored) -> str:
         "",
         "At the last token of the name, after ℓ blocks, there is a vector. **Nearest tokens**: the words of the "
         "vocabulary whose input embeddings point the same way, with the cosine. **The text goes on**: the vector is "
-        f"written over the “x” of the inspection prompt “…, x”, after ℓ* = {scored.choice.target_layer} blocks, and "
-        "the model goes on by itself.",
+        f"written over the “x” of the inspection prompt “{find_prompt(PROMPT).text.replace('{}', 'x')}”, after ℓ* = "
+        f"{scored.choice.target_layer} blocks, and the model goes on by itself.",
         "",
         f"| ℓ | {head} |",
         f"|---|{'---|---|' * len(forms)}",
