@@ -15,7 +15,7 @@ from patchscopes.errors import OutputError
 from patchscopes.models import Model
 from patchscopes.reference import Reference
 from patchscopes.studies.figures import Bar, bars
-from patchscopes.studies.report import Finding, Report, findings_table, provenance_of, shown
+from patchscopes.studies.report import Finding, Report, findings_table, provenance_of, shown, shown_p
 from patchscopes.studies.setup import Setup
 
 FINDINGS = (
@@ -131,6 +131,14 @@ def test_findings_are_found_by_name_and_control() -> None:
 )
 def test_numbers_are_shown_with_two_decimals(value: float, text: str) -> None:
     assert shown(value) == text
+
+
+@pytest.mark.parametrize(
+    ("p", "text"),
+    [(0.01234, "= 0.0123"), (1e-5, "< 0.0001"), (1.0, "= 1.0000"), (None, "not known"), (math.nan, "not known")],
+)
+def test_p_is_never_shown_as_nothing(p: float | None, text: str) -> None:
+    assert shown_p(p) == text
 
 
 def test_provenance_says_what_made_it(llama: Model) -> None:

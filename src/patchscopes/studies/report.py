@@ -168,7 +168,7 @@ def markdown(findings: Sequence[Finding]) -> str:
     head = "| finding | beside | estimate | 95 % interval | p | entities |\n|---|---|---|---|---|---|"
     rows = [
         f"| {f.name} | {f.control or ''} | {shown(f.estimate)} | {shown(f.low)} to {shown(f.high)} | "
-        f"{'' if f.p is None else f'{f.p:.4f}'} | {f.n_subjects} |"
+        f"{'' if f.p is None else shown_p(f.p).removeprefix('= ')} | {f.n_subjects} |"
         for f in findings
     ]
     return "\n".join([head, *rows])
@@ -197,6 +197,13 @@ def shown(value: float) -> str:
         return "never" if value > 0 else "−∞"
     text = f"{value:.2f}"
     return "0.00" if text == "-0.00" else text.replace("-", "−")
+
+
+def shown_p(p: float | None) -> str:
+    """A p as pages show it, behind the letter: "= 0.0123", "< 0.0001" where no more is known, "not known" for none."""
+    if p is None or math.isnan(p):
+        return "not known"
+    return "< 0.0001" if p < 1e-4 else f"= {p:.4f}"
 
 
 def _listed(value: Any) -> str:

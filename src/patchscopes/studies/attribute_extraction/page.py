@@ -10,7 +10,7 @@ from patchscopes.studies.attribute_extraction.findings import ALL, stands
 from patchscopes.studies.attribute_extraction.outcome import Outcome
 from patchscopes.studies.figures import Bar, Curve, Panel, bars, draw
 from patchscopes.studies.headline import NEEDED
-from patchscopes.studies.report import Finding, framed, shown
+from patchscopes.studies.report import Finding, framed, shown, shown_p
 from patchscopes.studies.walk import sentence
 
 NOTE = "Bars: 95 % bootstrap over subjects."
@@ -181,7 +181,7 @@ def _cities(by: By, cities: pd.DataFrame) -> list[str]:
         "## Capitals and largest cities",
         "",
         f"In {apart.n_subjects} countries the largest city is not the capital. The text names the city that was asked "
-        f"for minus the other relation's city: {apart} (p = {apart.p:.3f}): capital and largest city are {verdict}. "
+        f"for minus the other relation's city: {apart} (p {shown_p(apart.p)}): capital and largest city are {verdict}. "
         "All countries of both relations are in the table “cities”, held out; these are the ones where it shows:",
         "",
         head,

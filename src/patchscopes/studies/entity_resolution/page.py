@@ -10,7 +10,7 @@ from patchscopes.studies.entities import CARRIER, DRAWS, PROMPTS
 from patchscopes.studies.entity_resolution.findings import STAGES, Scored
 from patchscopes.studies.figures import Bar, Curve, Panel, bars, draw
 from patchscopes.studies.headline import verdict
-from patchscopes.studies.report import Finding, framed, markdown, shown
+from patchscopes.studies.report import Finding, framed, markdown, shown, shown_p
 
 NOTE = "Bars: 95 % bootstrap over entities."
 GAINS = {"adjusted": "other entities (shuffled)", "minus-unpatched": "no write (unpatched)"}
@@ -135,7 +135,7 @@ def _resolved(by: Mapping[tuple[str, str | None], Finding]) -> list[str]:
     p = tiers[0].p if tiers else None
     return [
         *lines,
-        f"- By popularity tier (1 household name, 3 known to few): {shares}; log-rank p = {p:.3f}.",
+        f"- By popularity tier (1 household name, 3 known to few): {shares}; log-rank p {shown_p(p)}.",
         _names(by),
     ]
 

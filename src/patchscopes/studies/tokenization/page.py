@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from patchscopes.studies.entities import CARRIER, DRAWS
 from patchscopes.studies.figures import Bar, Curve, Panel, bars, draw
 from patchscopes.studies.headline import verdict
-from patchscopes.studies.report import Finding, framed, markdown, shown
+from patchscopes.studies.report import Finding, framed, markdown, shown, shown_p
 from patchscopes.studies.tokenization.findings import CHANCE, GROUPS, LAYER_0, SHUFFLED, Scored
 from patchscopes.studies.tokenization.forms import FORMS
 from patchscopes.studies.tokenization.tables import RECOGNISED, WHOLE
@@ -118,8 +118,8 @@ def _tokens(by: By) -> list[str]:
     )
     p = there[0][1].p
     return [
-        f"- Resolved, by number of tokens (not matched): {listed}; log-rank p = {p:.3f}. Median resolution layer as a "
-        f"share of depth: {medians}."
+        f"- Resolved, by number of tokens (not matched): {listed}; log-rank p {shown_p(p)}. Median resolution layer as "
+        f"a share of depth: {medians}."
     ]
 
 
@@ -132,7 +132,7 @@ def _matched(by: By) -> list[str]:
     layer = f"; the first layer of the resolved by {first} of the depth" if first else ""
     return [
         f"- Single- minus multi-token names of the same type and popularity tier ({share.n_subjects} names): share "
-        f"resolved {share} (p = {share.p:.3f}); share of ℓ with a hit {rate}{layer}."
+        f"resolved {share} (p {shown_p(share.p)}); share of ℓ with a hit {rate}{layer}."
     ]
 
 
@@ -154,7 +154,7 @@ def _forms(by: By) -> list[str]:
         more = by[f"more-tokens/{form}", beside]
         lines.append(
             f"- {LABELS[form].capitalize()} ({rate.n_subjects} names, {shown(more.estimate)} more tokens on average): "
-            f"share of ℓ with a hit {rate} (p = {rate.p:.3f}) beside “{beside}”; names with any hit {ever}."
+            f"share of ℓ with a hit {rate} (p {shown_p(rate.p)}) beside “{beside}”; names with any hit {ever}."
         )
     return lines
 

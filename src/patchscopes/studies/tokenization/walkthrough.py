@@ -59,14 +59,13 @@ def walkthrough(scored: Scored) -> str:
 
 
 def _chosen(scored: Scored) -> tuple[Form, Form | None]:
-    """A name whose split word is put together again, of several that with the most hits; else any with a split."""
+    """A name that could be split, of one token if there is one, so that the split is in what is read; the most hits."""
     split = {made.entity.name: made for made in scored.forms["odd-split"].made} if "odd-split" in scored.forms else {}
-    words = {word.entity: found.any() for word, found in zip(scored.words.words, scored.words.split, strict=True)}
     order = sorted(
         range(len(scored.names)),
         key=lambda k: (
             scored.names[k].entity.name not in split,
-            not words.get(scored.names[k].entity.name, False),
+            scored.names[k].n_tokens > 1,
             -scored.hits[k].sum(),
         ),
     )
