@@ -208,7 +208,7 @@ def shown_p(p: float | None) -> str:
 
 def _listed(value: Any) -> str:
     if not isinstance(value, Mapping):
-        return str(value)
+        return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
     total = Counter[str]()
     if all(isinstance(counts, Mapping) for counts in value.values()) and value:  # rows, by stage and status
         for counts in value.values():
