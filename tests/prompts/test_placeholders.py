@@ -113,6 +113,15 @@ def test_a_word_that_changes_what_stands_before_it_is_refused() -> None:
         target(model, "capital of {} is")
 
 
+def test_marks_that_run_together_say_nothing_of_words() -> None:
+    """ "?" in the stead of "x" makes "??" one token in some vocabularies; words in its stead change nothing else."""
+    tokenizer = copy.deepcopy(families.tiny_tokenizer())
+    tokenizer.add_tokens(["??"])
+    model = wrap_in_memory(families.build("llama"), tokenizer)
+    found = target(model, "What is {}?")
+    assert found.tokenized.tokens[found.positions[0] + 1] == "?"
+
+
 @pytest.mark.parametrize("placeholder", ["", " ", " x", "x ", "{}", "a{}", "\n"])
 def test_what_is_no_word_is_no_placeholder(llama: Model, placeholder: str) -> None:
     with pytest.raises(errors.OptionError, match="is not a word"):
