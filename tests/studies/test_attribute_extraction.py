@@ -191,6 +191,18 @@ def test_the_papers_score_is_the_best_over_target_layers(found: Done) -> None:
     assert dict(zip(exists.source_layer, exists.estimate, strict=True)) == {k: float(k in (2, 3)) for k in layers}
 
 
+def test_the_grid_shows_where_the_signal_is_and_what_was_chosen(found: Done) -> None:
+    grid = found.report.tables["grid"]
+    capital = grid[grid.relation == "country capital"].set_index(["source_layer", "target_layer"])
+    for place, line in capital.iterrows():
+        assert line.estimate == float(place[0] in (2, 3) and place[1] in (1, 2)), place
+        assert line.n_chosen == (12 if place == (2, 1) else 0)
+    everywhere = grid[grid.relation == "all relations"]
+    assert everywhere.n_chosen.sum() == 12 + 12 + 11
+    page = (found.out / "page.md").read_text(encoding="utf-8")
+    assert "Chosen most often, ℓ → ℓ*: 2 → 1 (35 facts)" in page
+
+
 def test_the_object_is_ranked_first_where_it_is_raised(found: Done) -> None:
     assert found.report.finding("rank-first/country capital").estimate == 1.0
     assert found.report.finding("rank-gain/country capital").estimate == pytest.approx(2.0)

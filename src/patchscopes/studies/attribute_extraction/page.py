@@ -17,8 +17,10 @@ NOTE = "Bars: 95 % bootstrap over subjects."
 By = Mapping[tuple[str, str | None], Finding]
 
 
-def figures(outcomes: Mapping[str, Outcome], findings: Sequence[Finding], layers: pd.DataFrame) -> dict[str, Figure]:
-    """Relations beside shuffled states and beside the probe; the controls; scores by ℓ."""
+def figures(
+    outcomes: Mapping[str, Outcome], findings: Sequence[Finding], layers: pd.DataFrame, grid: pd.DataFrame
+) -> dict[str, Figure]:
+    """Relations beside shuffled states and beside the probe; the controls; hits by placement; scores by ℓ."""
     by = {(finding.name, finding.control): finding for finding in findings}
     found = {
         "relations": bars(
@@ -48,6 +50,9 @@ def figures(outcomes: Mapping[str, Outcome], findings: Sequence[Finding], layers
             title="the paper's score, and what of it is left", x_label="share of subjects, mean over ℓ", note=NOTE,
         ),
     }  # fmt: skip
+    everywhere = grid[grid.relation == ALL]
+    curves = [Curve.of(f"ℓ* = {star}", lines) for star, lines in everywhere.groupby("target_layer")]
+    found["placements"] = draw([Panel(ALL, curves, "hits minus shuffled", zero=0.0)], note=NOTE)
     for number, names in enumerate(_groups(list(outcomes)), 1):
         panels = [
             Panel(label, [_curve(layers, name, score) for name in names], "", zero=0.0)
@@ -73,10 +78,11 @@ def page(
     design: Design,
     outcomes: Mapping[str, Outcome],
     findings: Sequence[Finding],
-    cities: pd.DataFrame | None,
+    tables: tuple[pd.DataFrame, pd.DataFrame | None],
     left_out: Sequence[str],
 ) -> str:
-    """What was found, how sure it is, what was left out and why."""
+    """What was found, how sure it is, what was left out and why. `tables`: by placement, and the cities'."""
+    grid, cities = tables
     by = {(finding.name, finding.control): finding for finding in findings}
     n_items = sum(len(outcome.grid.items) for outcome in outcomes.values())
     return framed(
@@ -90,6 +96,7 @@ def page(
         ),
         found=[
             *_summary(by, outcomes),
+            _placements(grid),
             "",
             _relations(by, outcomes),
             "",
@@ -139,6 +146,22 @@ def _summary(by: By, outcomes: Mapping[str, Outcome]) -> list[str]:
             f"{by[f'rank-first/{ALL}', 'shuffled']} more than with shuffled states.",
         )
     return lines
+
+
+def _placements(grid: pd.DataFrame, n: int = 4) -> str:
+    """Where facts were read and written, and what that can and cannot show."""
+    chosen = grid[(grid.relation == ALL) & (grid.n_chosen > 0)].nlargest(n, "n_chosen")
+    listed = ", ".join(f"{r.source_layer} → {r.target_layer} ({r.n_chosen} facts)" for r in chosen.itertuples())
+    star = int(grid.target_layer.max())
+    late = grid[(grid.relation == ALL) & (grid.target_layer == star) & (grid.source_layer > 0)]
+    best = late.loc[late.estimate.idxmax()]
+    return (
+        f"- Chosen most often, ℓ → ℓ*: {listed}. Written early, a state need only say which subject it is: the model "
+        "has the blocks above to look the object up, as it does for the subject as text. Written at the last ℓ* of the "
+        f"grid, {star}, where little is left to look up with, the best ℓ ≥ 1 ({int(best.source_layer)}) has "
+        f"{shown(best.estimate)} ({shown(best.low)} to {shown(best.high)}) above shuffled; the best of several, so no "
+        "more than a bound."
+    )
 
 
 def _relations(by: By, outcomes: Mapping[str, Outcome]) -> str:

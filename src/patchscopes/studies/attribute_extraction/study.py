@@ -14,17 +14,12 @@ from patchscopes.models import Model
 from patchscopes.results import Results
 from patchscopes.studies.attribute_extraction import cities
 from patchscopes.studies.attribute_extraction.design import FEWEST, Case, Design, cases_of
-from patchscopes.studies.attribute_extraction.findings import (
-    all_findings,
-    item_table,
-    layer_table,
-    relation_table,
-    told_apart,
-)
+from patchscopes.studies.attribute_extraction.findings import all_findings, told_apart
 from patchscopes.studies.attribute_extraction.hits import Grid
 from patchscopes.studies.attribute_extraction.known import known_cases
 from patchscopes.studies.attribute_extraction.outcome import Outcome, objects_of
 from patchscopes.studies.attribute_extraction.page import figures, page
+from patchscopes.studies.attribute_extraction.tables import grid_table, item_table, layer_table, relation_table
 from patchscopes.studies.attribute_extraction.walkthrough import walkthrough
 from patchscopes.studies.report import Finding, Report, findings_table, left_out, provenance_of
 from patchscopes.studies.setup import Setup, Stage, StudyOptions
@@ -135,11 +130,12 @@ class Outcomes:
 
 def _report(design: Design, data: DataSet[Relation], found: Outcomes, began: float) -> Report:
     notes, outcomes, findings, table = _notes(design), found.by_relation, found.findings, found.cities
-    layers = layer_table(outcomes, design.setup.seed)
+    layers, grid = layer_table(outcomes, design.setup.seed), grid_table(outcomes, design.setup.seed)
     counts = Counter(exclusion.reason for exclusion in found.excluded)
     tables = {
         "findings": findings_table(findings),
         "relations": relation_table(outcomes, findings),
+        "grid": grid,
         "layers": layers,
         "items": item_table(outcomes),
         "learning": pd.concat([outcome.probe.curve for outcome in outcomes.values()]),
@@ -152,8 +148,11 @@ def _report(design: Design, data: DataSet[Relation], found: Outcomes, began: flo
         findings=findings,
         excluded=found.excluded,
         tables=tables,
-        figures=figures(outcomes, findings, layers),
-        pages={"page": page(design, outcomes, findings, table, left_out(counts, notes)), "walk": walkthrough(outcomes)},
+        figures=figures(outcomes, findings, layers, grid),
+        pages={
+            "page": page(design, outcomes, findings, (grid, table), left_out(counts, notes)),
+            "walk": walkthrough(outcomes),
+        },
         provenance=provenance_of(
             design.setup,
             data={"name": data.name, "source": data.source, "sha256": data.sha256},
