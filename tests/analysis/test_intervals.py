@@ -59,7 +59,7 @@ def test_rare_hits_beside_their_controls_are_covered_too(n_subjects: int, rate: 
     n_sets = 300
     own = rng.random((n_subjects, n_sets)) < rate
     controls = (rng.random((n_subjects, 5, n_sets)) < rate).mean(axis=1)
-    found = mean_intervals(own - controls, list(range(n_subjects)), seed=2, bounds=(-1.0, 1.0))
+    found = mean_intervals(own - controls, list(range(n_subjects)), seed=2, bounds=(-1.0, 1.0), own=own)
     below = np.mean([interval.high < 0 for interval in found])
     above = np.mean([interval.low > 0 for interval in found])
     assert below <= 0.05
@@ -67,14 +67,18 @@ def test_rare_hits_beside_their_controls_are_covered_too(n_subjects: int, rate: 
     assert below + above <= 0.08
 
 
-def test_a_side_that_nobody_was_seen_on_is_allowed_for_by_the_exact_share() -> None:
-    """Ten subjects, of whom three lose 0.2 and none gains: up to 30.85 % of all could gain, at most 1."""
-    interval = mean_interval([-0.2] * 3 + [0.0] * 7, list(range(10)), seed=0, bounds=(-1.0, 1.0))
-    assert interval.estimate == pytest.approx(-0.06)
-    assert interval.high == pytest.approx(-0.06 + 0.30850 * 1.06, abs=1e-4)
-    assert interval.low > -0.2, "losses were seen: the bootstrap knows that side"
-    gains = mean_interval([0.2] * 3 + [0.0] * 7, list(range(10)), seed=0, bounds=(-1.0, 1.0))
-    assert gains.low == pytest.approx(-interval.high)
+def test_hits_that_nobody_had_are_allowed_for_by_the_exact_share() -> None:
+    """Ten subjects without a hit, three of whom lose 0.2: up to 30.85 % of all could have one. And the reverse."""
+    losses, subjects = [-0.2] * 3 + [0.0] * 7, list(range(10))
+    alone = mean_interval(losses, subjects, seed=0, bounds=(-1.0, 1.0))
+    assert alone.high < 0
+    found = mean_interval(losses, subjects, seed=0, bounds=(-1.0, 1.0), own=[0.0] * 10)
+    assert (found.estimate, found.low) == (alone.estimate, alone.low)
+    assert found.high == pytest.approx(alone.high + 0.30850, abs=1e-4)
+    gains = mean_interval([1.0 + loss for loss in losses], subjects, seed=0, bounds=(-1.0, 1.0), own=[1.0] * 10)
+    assert gains.low == pytest.approx(1 + alone.low - 0.30850, abs=1e-4)
+    some = [1.0] + [0.0] * 9
+    assert mean_interval(losses, subjects, seed=0, bounds=(-1.0, 1.0), own=some) == alone, "a hit was seen"
 
 
 def test_one_subject_has_no_interval() -> None:

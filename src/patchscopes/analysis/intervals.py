@@ -3,10 +3,10 @@
 Axes: item, column (whatever is estimated side by side: layers, placements). An interval is a BCa bootstrap (Efron 1987)
 over subjects. It knows only what it has seen. Where every subject has the same value it has nothing to resample and
 would claim certainty; there, the exact binomial bound (Clopper and Pearson 1934) on the share of subjects that could
-differ takes its place, which for rates is the exact interval of a rate of 0 or 1. Where no subject's difference lies
-above 0 (a rare hit that did not happen), or none below, the bound on that side allows for the same share of unseen
-ones: without it, as few as 65 % of the intervals of rare hits minus their controls' cover the truth, with it 93 % and
-more (docs/lab-log.md).
+differ takes its place, which for rates is the exact interval of a rate of 0 or 1. The same holds for differences:
+where `own` is alike for all subjects (a rare hit that did not happen) while their controls differ, the bootstrap sees
+what the controls gain and not what own hits could; the exact bound is added. Without it as few as 65 % of the intervals
+of rare hits minus their controls' cover the truth (docs/lab-log.md).
 """
 
 import math
@@ -39,7 +39,12 @@ class Interval:
 
 
 def mean_interval(
-    values: ArrayLike, subjects: Sequence[Hashable], *, seed: int, bounds: tuple[float, float] | None = (0.0, 1.0)
+    values: ArrayLike,
+    subjects: Sequence[Hashable],
+    *,
+    seed: int,
+    bounds: tuple[float, float] | None = (0.0, 1.0),
+    own: ArrayLike | None = None,
 ) -> Interval:
     """The mean of `values` (one per item) with its 95 % interval over subjects.
 
@@ -48,20 +53,30 @@ def mean_interval(
         subjects: whose item each is.
         seed: of the resampling.
         bounds: between which a value must lie: (0, 1) for hits, (−1, 1) for control-adjusted ones, None for surprisals.
+        own: where `values` are hits minus those of a control, the hits, one per item.
 
     Raises:
         OptionError: no item, unequal lengths, NaN, or a value out of bounds.
     """
     column = np.asarray(values, dtype=np.float64)[:, None]
-    return mean_intervals(column, subjects, seed=seed, bounds=bounds)[0]
+    hits = None if own is None else np.asarray(own, dtype=np.float64)[:, None]
+    return mean_intervals(column, subjects, seed=seed, bounds=bounds, own=hits)[0]
 
 
 def mean_intervals(
-    values: ArrayLike, subjects: Sequence[Hashable], *, seed: int, bounds: tuple[float, float] | None = (0.0, 1.0)
+    values: ArrayLike,
+    subjects: Sequence[Hashable],
+    *,
+    seed: int,
+    bounds: tuple[float, float] | None = (0.0, 1.0),
+    own: ArrayLike | None = None,
 ) -> list[Interval]:
     """As `mean_interval`, for each column of `values` (item × column), all from the same resampled subjects."""
     table = np.asarray(values, dtype=np.float64)
     _check(table, subjects, bounds)
+    hits = None if own is None else np.broadcast_to(np.asarray(own, dtype=np.float64), table.shape)
+    if hits is not None:
+        _check(hits, subjects, (0.0, 1.0))
     sums, sizes = by_subject(table, subjects)
     n_items, n_subjects = len(table), len(sizes)
     found: list[Interval | None] = []
@@ -78,9 +93,11 @@ def mean_intervals(
             varying.append(column)
     low, high = _bootstrap(sums[:, varying], sizes, seed) if varying else (np.empty(0), np.empty(0))
     for column, a, b in zip(varying, low, high, strict=True):
+        lower, higher = (
+            (0.0, 0.0) if hits is None else _unseen(by_subject(hits[:, [column]], subjects)[0][:, 0] / sizes)
+        )
         estimate = float(table[:, column].mean())
-        interval = _with_unseen(estimate, sums[:, column] / sizes, (float(a), float(b)), bounds)
-        found[column] = Interval(estimate, *interval, n_items, n_subjects)
+        found[column] = Interval(estimate, float(a) - lower, float(b) + higher, n_items, n_subjects)
     return [interval for interval in found if interval is not None]
 
 
@@ -139,27 +156,16 @@ def _constant(value: float, n_subjects: int, bounds: tuple[float, float] | None)
     """Bounds of a mean where all subjects have `value`: how many others could have another one, and how far off."""
     if bounds is None:
         return math.nan, math.nan
-    share = _unseen_share(n_subjects)
+    share = float(stats.binomtest(0, n_subjects).proportion_ci(LEVEL, method="exact").high)
     return value - share * (value - bounds[0]), value + share * (bounds[1] - value)
 
 
-def _with_unseen(
-    value: float, means: Floats, interval: tuple[float, float], bounds: tuple[float, float] | None
-) -> tuple[float, float]:
-    """`interval` of differences, allowing for subjects on a side of 0 where none of `means` lies."""
-    low, high = interval
-    if bounds is None or not bounds[0] < 0 < bounds[1]:
-        return interval
-    furthest_low, furthest_high = _constant(value, len(means), bounds)
-    return (
-        low if means.min() < 0 else min(low, furthest_low),
-        high if means.max() > 0 else max(high, furthest_high),
-    )
-
-
-def _unseen_share(n_subjects: int) -> float:
-    """The largest share of subjects of a kind of which `n_subjects` have shown none."""
-    return float(stats.binomtest(0, n_subjects).proportion_ci(LEVEL, method="exact").high)
+def _unseen(hits: Floats) -> tuple[float, float]:
+    """By how much the rate of `hits` (subject) may lie below and above what was seen, where all are alike; else 0."""
+    if np.ptp(hits) >= 1e-12:
+        return 0.0, 0.0
+    low, high = _constant(float(hits[0]), len(hits), (0.0, 1.0))
+    return float(hits[0]) - low, high - float(hits[0])
 
 
 def _check(values: Floats, subjects: Sequence[Hashable], bounds: tuple[float, float] | None) -> None:

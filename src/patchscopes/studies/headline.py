@@ -33,7 +33,7 @@ def beside(
     tests = [sign_flip(own - control, subjects, seed=seed) for control in controls.values()]
     corrected = holm([test.p for test in tests])
     for (control, values), p in zip(controls.items(), corrected, strict=True):
-        interval = mean_interval(own - values, subjects, seed=seed, bounds=DIFFERENCE)
+        interval = mean_interval(own - values, subjects, seed=seed, bounds=DIFFERENCE, own=own)
         said = f"{label}, minus that with {control}, at {where}; p by sign flips, Holm over the controls"
         found.append(Finding.of(name, interval, said, control=control, p=p))
     return found

@@ -32,9 +32,9 @@ class Pool:
         arrays = [np.asarray(values(outcome), dtype=float) for outcome in outcomes]
         return cls(np.concatenate(arrays), [subject for outcome in outcomes for subject in outcome.grid.subjects])
 
-    def interval(self, seed: int, bounds: tuple[float, float] | None) -> Interval:
-        """The mean with its interval."""
-        return mean_interval(self.values, self.subjects, seed=seed, bounds=bounds)
+    def interval(self, seed: int, bounds: tuple[float, float] | None, own: Floats | None = None) -> Interval:
+        """The mean with its interval; `own` are the hits, where the values are what is left of them."""
+        return mean_interval(self.values, self.subjects, seed=seed, bounds=bounds, own=own)
 
 
 def all_findings(outcomes: Mapping[str, Outcome], seed: int) -> list[Finding]:
@@ -56,7 +56,9 @@ def _chosen(name: str, group: Sequence[Outcome], seed: int) -> list[Finding]:
     found = beside(f"chosen/{name}", own.values, controls, own.subjects, seed=seed, about=about)
     majority = Pool.of(group, lambda o: o.held_out - o.grid.majority())
     said = "held-out hits minus those of always saying the other folds' most frequent answer"
-    found.append(Finding.of(f"chosen/{name}", majority.interval(seed, DIFFERENCE), said, control="majority"))
+    found.append(
+        Finding.of(f"chosen/{name}", majority.interval(seed, DIFFERENCE, own.values), said, control="majority")
+    )
     return found
 
 
@@ -70,15 +72,19 @@ def _exists(name: str, group: Sequence[Outcome], seed: int) -> list[Finding]:
     adjusted = Pool.of(group, lambda o: (o.exists["own"] - o.exists["shuffled"])[:, 1:].mean(axis=1))
     p = sign_flip(adjusted.values, adjusted.subjects, seed=seed).p
     about = "the paper's score minus the same best over ℓ* with shuffled states"
-    found.append(Finding.of(f"exists/{name}", adjusted.interval(seed, DIFFERENCE), about, control="shuffled", p=p))
+    found.append(
+        Finding.of(f"exists/{name}", adjusted.interval(seed, DIFFERENCE, own.values), about, control="shuffled", p=p)
+    )
     for control in ("unpatched", "phrase-only", "text-only"):
         texts = np.concatenate([outcome.grid.texts[control] for outcome in group])
         pool = Pool(own.values - texts, own.subjects)
         about = f"the paper's score minus hits with {control}"
-        found.append(Finding.of(f"exists/{name}", pool.interval(seed, DIFFERENCE), about, control=control))
+        left = pool.interval(seed, DIFFERENCE, own.values)
+        found.append(Finding.of(f"exists/{name}", left, about, control=control))
     pool = Pool.of(group, lambda o: o.exists["own"][:, 1:].mean(axis=1) - o.grid.majority())
     about = "the paper's score minus always saying the other folds' most frequent answer"
-    found.append(Finding.of(f"exists/{name}", pool.interval(seed, DIFFERENCE), about, control="majority"))
+    left = pool.interval(seed, DIFFERENCE, own.values)
+    found.append(Finding.of(f"exists/{name}", left, about, control="majority"))
     return found + _exists_beside(name, group, seed)
 
 
@@ -86,21 +92,23 @@ def _exists_beside(name: str, group: Sequence[Outcome], seed: int) -> list[Findi
     """The paper's score beside the controls that need cells of their own."""
     found = []
     for control in ("random", "random-state", "mean", "zero"):
-        values, subjects = [], []
+        values, hits, subjects = [], [], []
         for outcome in group:
             other = outcome.exists_beside
             values.append((other["own"] - other[control]).mean(axis=1))
+            hits.append(other["own"].mean(axis=1))
             subjects += outcome.grid.subjects[: len(other["own"])]
-        pool = Pool(np.concatenate(values), subjects)
+        left = Pool(np.concatenate(values), subjects).interval(seed, DIFFERENCE, np.concatenate(hits))
         about = f"the paper's score minus the same best over ℓ* with {control}, at the coarse ℓ, for some of the facts"
-        found.append(Finding.of(f"exists/{name}", pool.interval(seed, DIFFERENCE), about, control=control))
+        found.append(Finding.of(f"exists/{name}", left, about, control=control))
     return found
 
 
 def _contexts(name: str, group: Sequence[Outcome], seed: int) -> Finding:
-    pool = Pool.of(group, lambda o: o.in_contexts.mean(axis=1))
+    own = Pool.of(group, lambda o: o.in_contexts["own"].mean(axis=1))
+    pool = Pool.of(group, lambda o: (o.in_contexts["own"] - o.in_contexts["shuffled"]).mean(axis=1))
     about = "the chosen placement in other source sentences, minus shuffled; sentences of a subject are no new subjects"
-    return Finding.of(f"contexts/{name}", pool.interval(seed, DIFFERENCE), about, control="shuffled")
+    return Finding.of(f"contexts/{name}", pool.interval(seed, DIFFERENCE, own.values), about, control="shuffled")
 
 
 def _ranks(name: str, group: Sequence[Outcome], seed: int) -> list[Finding]:
@@ -116,7 +124,7 @@ def _ranks(name: str, group: Sequence[Outcome], seed: int) -> list[Finding]:
         for control in RANK_CONTROLS:
             values = np.concatenate([getattr(o.rank_beside(control), score) for o in group if o.rank_items])
             pool = Pool(own - values, subjects)
-            interval = pool.interval(seed, None if bounds is None else DIFFERENCE)
+            interval = pool.interval(seed, None) if bounds is None else pool.interval(seed, DIFFERENCE, own)
             p = sign_flip(pool.values, subjects, seed=seed).p
             found.append(
                 Finding.of(f"rank-{score}/{name}", interval, f"{about}, minus {control}", control=control, p=p)
@@ -148,10 +156,10 @@ def _probes(outcomes: Mapping[str, Outcome], seed: int) -> list[Finding]:
         about = "labelled subjects with which the probe draws level with the Patchscope, no interval; null where never"
         found.append(Finding(f"probe-level-at/{name}", level, math.nan, math.nan, n, n, None, about))
         difference = outcome.held_out - chosen.correct
-        pairs.append((name, difference, subjects, sign_flip(difference, subjects, seed=seed).p))
+        pairs.append((name, difference, outcome, sign_flip(difference, subjects, seed=seed).p))
     corrected = holm([p for *_, p in pairs])
-    for (name, difference, subjects, _), p in zip(pairs, corrected, strict=True):
-        interval = mean_interval(difference, subjects, seed=seed, bounds=DIFFERENCE)
+    for (name, difference, outcome, _), p in zip(pairs, corrected, strict=True):
+        interval = Pool(difference, outcome.grid.subjects).interval(seed, DIFFERENCE, outcome.held_out)
         about = (
             "held-out hits of the Patchscope minus those of the probe, same subjects, folds and states; Holm over "
             "relations"
@@ -193,9 +201,10 @@ def told_apart(table: pd.DataFrame, seed: int) -> list[Finding]:
                 Finding.of(f"cities-{what}/{relation}", interval, f"share of countries where the text {label}")
             )
     if len(differ):
-        difference = differ.right.astype(float) - differ.says_other.astype(float)
+        own = differ.right.astype(float)
+        difference = own - differ.says_other.astype(float)
         p = sign_flip(difference, list(differ.country), seed=seed).p
-        interval = mean_interval(difference, list(differ.country), seed=seed, bounds=DIFFERENCE)
+        interval = mean_interval(difference, list(differ.country), seed=seed, bounds=DIFFERENCE, own=own)
         about = (
             "right minus the other relation's city, over both relations: above 0 where capital and largest city are "
             "told apart"

@@ -58,20 +58,20 @@ class Outcome:
         return found | {"phrase-only": self.grid.texts["phrase-only"], "text-only": self.grid.texts["text-only"]}
 
     @cached_property
-    def in_contexts(self) -> Floats:
-        """Held-out hits in the other source sentences (item, context), each minus its donors' mean there."""
-        found = np.zeros((len(self.grid.items), self.design.scale.n_contexts))
-        for number in range(found.shape[1]):
+    def in_contexts(self) -> dict[str, Floats]:
+        """Held-out hits in the other source sentences, and the mean of their donors' there: (item, context)."""
+        shape = len(self.grid.items), self.design.scale.n_contexts
+        own, shuffled = np.zeros(shape), np.zeros(shape)
+        for number in range(self.design.scale.n_contexts):
             tables = {
                 place: Table.of(self.contexts[number, place], self.case.prompt.label, len(self.case.facts))
                 for place in self.chosen
             }
             for k, item in enumerate(self.grid.items):
-                place = self.placement(k)
-                table = tables[place]
-                own = table.own(self._score, [item], [place])[0, 0]
-                found[k, number] = own - table.drawn("shuffled", self._score, [item], [place], DRAWS).mean()
-        return found
+                table, places = tables[self.placement(k)], [self.placement(k)]
+                own[k, number] = table.own(self._score, [item], places)[0, 0]
+                shuffled[k, number] = table.drawn("shuffled", self._score, [item], places, DRAWS).mean()
+        return {"own": own, "shuffled": shuffled}
 
     @cached_property
     def exists(self) -> dict[str, Floats]:

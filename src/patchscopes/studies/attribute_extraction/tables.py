@@ -15,16 +15,25 @@ from patchscopes.studies.headline import DIFFERENCE, HIT
 from patchscopes.studies.report import Finding
 
 Floats = NDArray[np.float64]
+Bounds = tuple[float, float] | None
+# How a score of `Rank` is called in the table by ℓ, and between which bounds it lies.
+RANKED: dict[str, tuple[str, Bounds]] = {
+    "first": ("rank-first", HIT),
+    "reciprocal": ("rank-reciprocal", HIT),
+    "logprob": ("logprob-among-objects", None),
+    "gain": ("gain", None),
+}
 
 
 def grid_table(outcomes: Mapping[str, Outcome], seed: int) -> pd.DataFrame:
     """By relation (and all together) and placement: hits minus shuffled, and how many facts have it as theirs."""
     rows: list[dict[str, object]] = []
     for name, group in {ALL: list(outcomes.values()), **{n: [o] for n, o in outcomes.items()}}.items():
+        own = np.concatenate([outcome.grid.own for outcome in group])
         values = np.concatenate([control_adjusted(o.grid.own, o.grid.donors) for o in group])
         subjects = [subject for outcome in group for subject in outcome.grid.subjects]
         chosen = Counter(outcome.placement(k) for outcome in group for k in range(len(outcome.grid.items)))
-        intervals = mean_intervals(values, subjects, seed=seed, bounds=DIFFERENCE)
+        intervals = mean_intervals(values, subjects, seed=seed, bounds=DIFFERENCE, own=own)
         for place, i in zip(group[0].design.placements, intervals, strict=True):
             rows.append(
                 {
@@ -42,33 +51,23 @@ def layer_table(outcomes: Mapping[str, Outcome], seed: int) -> pd.DataFrame:
     for name, outcome in outcomes.items():
         subjects, ranked = outcome.grid.subjects, [outcome.grid.subjects[k] for k in outcome.rank_items]
         for k, layer in enumerate(outcome.design.sources):
-            scores: dict[str, tuple[Floats, list[str], tuple[float, float] | None]] = {
-                "exists": (outcome.exists["own"][:, k], subjects, HIT),
-                "exists-minus-shuffled": (
-                    (outcome.exists["own"] - outcome.exists["shuffled"])[:, k],
-                    subjects,
-                    DIFFERENCE,
-                ),
+            scores: dict[str, tuple[Floats, Floats, list[str], Bounds]] = {
+                "exists": (outcome.exists["own"][:, k], outcome.exists["shuffled"][:, k], subjects, HIT)
             }
             if ranked:
                 own, donor = outcome.rank, outcome.donor_rank
-                scores["rank-first"] = (own.first[:, k], ranked, HIT)
-                scores["rank-reciprocal"] = (own.reciprocal[:, k], ranked, HIT)
-                scores["rank-reciprocal-minus-shuffled"] = (
-                    (own.reciprocal - donor.reciprocal)[:, k],
-                    ranked,
-                    DIFFERENCE,
-                )
-                scores["logprob-among-objects"] = (own.logprob[:, k], ranked, None)
-                scores["logprob-among-objects-minus-shuffled"] = ((own.logprob - donor.logprob)[:, k], ranked, None)
-                scores["gain"] = (own.gain[:, k], ranked, None)
-                scores["gain-minus-shuffled"] = ((own.gain - donor.gain)[:, k], ranked, None)
+                scores |= {
+                    label: (getattr(own, name)[:, k], getattr(donor, name)[:, k], ranked, bounds)
+                    for name, (label, bounds) in RANKED.items()
+                }
+            for score, (values, donors, whose, bounds) in scores.items():
+                rows.append(_line(name, layer, score, mean_interval(values, whose, seed=seed, bounds=bounds)))
+                hits, span = (None, None) if bounds is None else (values, DIFFERENCE)
+                left = mean_interval(values - donors, whose, seed=seed, bounds=span, own=hits)
+                rows.append(_line(name, layer, f"{score}-minus-shuffled", left))
             if layer in outcome.probe.by_layer:
-                scores["probe"] = (outcome.probe.by_layer[layer].correct.astype(float), subjects, HIT)
-            rows.extend(
-                _line(name, layer, score, mean_interval(v, s, seed=seed, bounds=b))
-                for score, (v, s, b) in scores.items()
-            )
+                correct = outcome.probe.by_layer[layer].correct.astype(float)
+                rows.append(_line(name, layer, "probe", mean_interval(correct, subjects, seed=seed)))
     return pd.DataFrame(rows)
 
 

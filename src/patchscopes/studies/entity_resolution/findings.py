@@ -389,7 +389,8 @@ def _curve_rows(scored: Scored, stage: str, prompt: str, score: str) -> list[dic
     names = [scored.names[k] for k in among]
     rows: list[dict[str, object]] = []
     for kind, values, bounds in (("own", curves.own, HIT), ("adjusted", curves.adjusted, DIFFERENCE)):
-        intervals = mean_intervals(values, names, seed=scored.seed, bounds=bounds)
+        own = curves.own if kind == "adjusted" else None
+        intervals = mean_intervals(values, names, seed=scored.seed, bounds=bounds, own=own)
         rows.extend(_rows(scored, (stage, prompt, score, kind), scored.design.every_layer, intervals))
     return rows
 

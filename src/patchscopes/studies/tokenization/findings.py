@@ -273,16 +273,18 @@ def forms(scored: Scored) -> list[Finding]:
     found: list[Finding] = []
     layers = ", ".join(map(str, scored.design.form_layers))
     for name, label in (("hit-rate", "share of ℓ with a hit"), ("ever-hit", "share of names with a hit at any ℓ")):
-        differences = {
-            form: (scores.hits.mean(axis=1) - scores.beside.mean(axis=1))
-            if name == "hit-rate"
-            else scores.hits.any(axis=1).astype(float) - scores.beside.any(axis=1)
+        over = np.mean if name == "hit-rate" else np.any
+        rates = {
+            form: (over(scores.hits, axis=1).astype(float), over(scores.beside, axis=1).astype(float))
             for form, scores in scored.forms.items()
         }
-        tests = [sign_flip(values, scored.forms[form].names, seed=scored.seed) for form, values in differences.items()]
+        tests = [
+            sign_flip(own - other, scored.forms[form].names, seed=scored.seed) for form, (own, other) in rates.items()
+        ]
         corrected = holm([test.p for test in tests])
-        for (form, values), p in zip(differences.items(), corrected, strict=True):
-            interval = mean_interval(values, scored.forms[form].names, seed=scored.seed, bounds=DIFFERENCE)
+        for (form, (own, other)), p in zip(rates.items(), corrected, strict=True):
+            names = scored.forms[form].names
+            interval = mean_interval(own - other, names, seed=scored.seed, bounds=DIFFERENCE, own=own)
             about = f"{label} (ℓ {layers}) of the form, minus that of the other; sign flips, Holm over the forms"
             found.append(Finding.of(f"{name}/{form}", interval, about, control=FORMS[form], p=p))
     for form, scores in scored.forms.items():
@@ -307,7 +309,7 @@ def detokenisation(scored: Scored) -> list[Finding]:
         controls = {SHUFFLED: words.others.any(axis=2).mean(axis=1), **controls}
     corrected = holm([sign_flip(ever - other, names, seed=seed).p for other in controls.values()])
     for (control, other), p in zip(controls.items(), corrected, strict=True):
-        interval = mean_interval(ever - other, names, seed=seed, bounds=DIFFERENCE)
+        interval = mean_interval(ever - other, names, seed=seed, bounds=DIFFERENCE, own=ever)
         found.append(
             Finding.of("detokenised/ever", interval, f"{label}, minus that of {control}", control=control, p=p)
         )
@@ -330,7 +332,7 @@ def _recognised(scored: Scored, names: list[str]) -> list[Finding]:
     controls = {CHANCE: chance, LAYER_0: words.recognised[:, 0].astype(float)}
     corrected = holm([sign_flip(rate - other, names, seed=seed).p for other in controls.values()])
     for (control, other), p in zip(controls.items(), corrected, strict=True):
-        interval = mean_interval(rate - other, names, seed=seed, bounds=DIFFERENCE)
+        interval = mean_interval(rate - other, names, seed=seed, bounds=DIFFERENCE, own=rate)
         found.append(Finding.of("recognised", interval, f"{label}, minus that of {control}", control=control, p=p))
     median = survival(words.first_recognised, depth)
     numbers = median.median / depth, median.low / depth, median.high / depth

@@ -35,7 +35,8 @@ def _names(scored: Scored) -> Iterable[Row]:
             ("keyword-adjusted", curves.adjusted, DIFFERENCE),
             ("resolved-by", by, HIT),
         ):
-            intervals = mean_intervals(values[among], names, seed=scored.seed, bounds=bounds)
+            own = curves.own[among] if kind == "keyword-adjusted" else None
+            intervals = mean_intervals(values[among], names, seed=scored.seed, bounds=bounds, own=own)
             yield from _rows("names", f"tokens {group}", kind, layers, intervals)
 
 
