@@ -43,7 +43,7 @@ def test_the_difference_is_that_of_strata_weighted_by_pairs() -> None:
     in_a, in_b = 0.75 - 0.25, 0.0 - 1.0
     assert found.interval.estimate == pytest.approx((2 * in_a + 1 * in_b) / 3)
     assert (found.n_pairs, found.items, found.alone) == (3, tuple(range(8)), (8, 9))
-    assert found.interval.low <= found.interval.estimate <= found.interval.high
+    assert math.isnan(found.interval.low), "three pairs are too few for an interval"
 
 
 def test_popularity_alone_is_no_difference_of_kinds() -> None:
@@ -65,6 +65,7 @@ def test_a_difference_of_kinds_is_found_and_not_by_chance() -> None:
     single = [True, False] * 10
     found = matched_difference([float(kind) for kind in single], single, strata, seed=0)
     assert found.interval.estimate == 1
+    assert math.isnan(found.interval.low), "where no draw differs from another there is no interval"
     assert found.p < 0.001
     opposite = matched_difference([float(not kind) for kind in single], single, strata, seed=0)
     assert (opposite.interval.estimate, opposite.p) == (-1, pytest.approx(found.p, abs=0.001))
@@ -76,6 +77,17 @@ def test_p_is_that_of_all_ways_to_deal_the_kinds_within_strata() -> None:
     totals = [abs((a + b) / 2) for a in (1, -0.5, -0.5) for b in (1, -1)]
     exact = np.mean([total >= 1 for total in totals])
     assert matched_difference(values, single, strata, seed=1).p == pytest.approx(exact, abs=0.02)
+
+
+def test_few_pairs_have_no_interval() -> None:
+    """Draws that lose one of a pair do not count, so that one pair, or four, would seem certain."""
+    values, single = [0.25, 0.75] * 4 + [0.5, 0.75], [True, False] * 5
+    four = matched_difference(values[:8], single[:8], ["a", "a", "b", "b"] * 2, seed=0)
+    assert (four.n_pairs, four.interval.estimate) == (4, -0.5)
+    assert math.isnan(four.interval.low)
+    five = matched_difference(values, single, ["a", "a", "b", "b"] * 2 + ["b", "b"], seed=0)
+    assert five.n_pairs == 5
+    assert five.interval.low < five.interval.estimate < five.interval.high
 
 
 def test_without_partners_there_is_nothing_to_compare() -> None:

@@ -2,8 +2,9 @@
 
 A stratum holds names of one type and popularity tier. Where it has both kinds, its difference of means counts by the
 number of one-to-one pairs that it could make, which is the smaller of the two numbers; names in a stratum without the
-other kind have no partner and are left out. Intervals resample names, and there is none where all names have the same
-value; p permutes the kinds within strata.
+other kind have no partner and are left out. Intervals resample names; there is none where no draw differs from another,
+or where fewer than FEWEST_PAIRS could be made: draws in which a pair is lost do not count, so that few pairs would seem
+certain. p permutes the kinds within strata.
 
 Axes: draw (of a resampling), item, stratum.
 """
@@ -24,6 +25,7 @@ Floats = NDArray[np.float64]
 TAIL = (1 - LEVEL) / 2
 TOLERANCE = 1e-12
 BLOCK = 500  # draws at a time
+FEWEST_PAIRS = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +59,7 @@ def matched_difference(values: ArrayLike, single: ArrayLike, strata: Sequence[Ha
     n = len(inside)
     difference = float(_differences(np.ones((1, n)), scores, kinds[None], codes)[0])
     pairs = sum(min(int((kinds & (codes == s)).sum()), int((~kinds & (codes == s)).sum())) for s in order.values())
-    low, high = _bounds(scores, kinds, codes, seed)
+    low, high = _bounds(scores, kinds, codes, seed) if pairs >= FEWEST_PAIRS else (math.nan, math.nan)
     p = _permuted(difference, scores, kinds, codes, seed)
     return Matched(Interval(difference, low, high, n, n), p, pairs, inside, alone)
 
@@ -81,12 +83,16 @@ def _differences(weights: Floats, scores: Floats, kinds: NDArray[np.bool_], code
 
 
 def _bounds(scores: Floats, kinds: NDArray[np.bool_], codes: NDArray[np.int64], seed: int) -> tuple[float, float]:
-    """Percentiles over resampled items; a stratum that loses one kind in a draw does not count in it."""
-    if np.ptp(scores) < TOLERANCE:  # nothing varies in any draw, which is no certainty
-        return math.nan, math.nan
+    """Percentiles over resampled items; a stratum that loses one kind in a draw does not count in it.
+
+    That no draw differs from another is no certainty.
+    """
     rng, n = np.random.default_rng(seed), len(scores)
     drawn = rng.multinomial(n, np.full(n, 1 / n), N_RESAMPLES).astype(np.float64)
-    low, high = np.nanquantile(_differences(drawn, scores, kinds[None], codes), [TAIL, 1 - TAIL])
+    found = _differences(drawn, scores, kinds[None], codes)
+    if np.nanmax(found) - np.nanmin(found) < TOLERANCE:
+        return math.nan, math.nan
+    low, high = np.nanquantile(found, [TAIL, 1 - TAIL])
     return float(low), float(high)
 
 

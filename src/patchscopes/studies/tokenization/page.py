@@ -1,5 +1,6 @@
 """The report of tokenization: figures, and the page in words."""
 
+import math
 from collections.abc import Mapping, Sequence
 
 import pandas as pd
@@ -129,7 +130,7 @@ def _matched(by: By) -> list[str]:
     share, rate = found
     if share is None or rate is None:
         return ["- No stratum of type and popularity has both single- and multi-token names, so none were compared."]
-    layer = f"; the first layer of the resolved by {first} of the depth" if first else ""
+    layer = f"; the first layer of the resolved by {first} of the depth" if first and not math.isnan(first.low) else ""
     return [
         f"- Single- minus multi-token names of the same type and popularity tier ({share.n_subjects} names): share "
         f"resolved {share} (p {shown_p(share.p)}); share of ℓ with a hit {rate}{layer}."
