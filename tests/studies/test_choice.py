@@ -6,6 +6,7 @@ import pytest
 
 from patchscopes.data import load_entities
 from patchscopes.errors import DataError
+from patchscopes.spec import Cell
 from patchscopes.studies.choice import choose_layers
 from patchscopes.studies.setup import Setup
 from patchscopes.studies.tokenization.design import Design
@@ -24,6 +25,27 @@ def test_the_planted_layer_is_chosen_and_layer_0_never(tmp_path: Path) -> None:
     assert 0 not in set(choice.table.source_layer)
     assert not missing
     assert str(choice) == "ℓ* = 0, ℓ = 4"
+
+
+class Straight(Saying):
+    """Says the entity's keyword where its state of layer 4 is written back at layer 4."""
+
+    def __init__(self) -> None:
+        known = planted(made_up(), (4,))
+
+        def say(cell: Cell) -> str:
+            return known.say(cell) if cell.write and cell.write.site.layer == 4 else ": nothing"
+
+        super().__init__(say, known.score)
+
+
+def test_the_same_layer_can_be_chosen_where_it_is_a_candidate(tmp_path: Path) -> None:
+    design = design_of(tmp_path, Straight())
+    choice, _ = choose_layers(design, same=True)
+    assert (choice.target_layer, choice.headline, choice.target) == (None, 4, "ℓ* = ℓ")
+    assert set(choice.table.target) == {"ℓ* = 0", "ℓ* = 1", "ℓ* = ℓ"}
+    fixed, _ = choose_layers(design)
+    assert fixed.target_layer == 0, "of candidates that say nothing, the first"
 
 
 def test_names_that_lack_a_result_do_not_choose_and_are_told_of(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import json
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -15,6 +16,7 @@ from patchscopes.studies import STUDIES, find_study, tokenization
 from patchscopes.studies.report import Report
 from patchscopes.studies.setup import Setup
 from patchscopes.studies.tokenization.design import Design
+from patchscopes.studies.tokenization.findings import hit_rate
 from patchscopes.studies.tokenization.forms import FORMS
 from small_entities import entities, roomy_model, written
 
@@ -100,6 +102,15 @@ def test_some_texts_are_hits_so_that_the_counts_mean_something(report: Report) -
 def test_a_placement_above_layer_0_is_chosen(report: Report) -> None:
     assert report.provenance["design"]["headline_layer"] > 0
     assert set(report.tables["choice"].source_layer) == {3}, "of a model of four layers, in steps of at most three"
+
+
+def test_layer_0_counts_for_nothing(report: Report) -> None:
+    """There the state is the last token itself, which of a name of one token is the whole name as text."""
+    assert hit_rate(np.array([[True, True, False], [False, True, True]])).tolist() == [0.5, 1.0]
+    assert (report.tables["names"]["first"].dropna() >= 1).all()
+    n_above = len(range(1, roomy_model().n_layers))
+    shares = report.tables["names"].hit_rate * n_above
+    assert shares.to_numpy() == pytest.approx(shares.round().to_numpy())
 
 
 def test_the_headline_stands_beside_the_controls(report: Report) -> None:

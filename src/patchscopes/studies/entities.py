@@ -139,10 +139,16 @@ class EntityDesign:
         return tuple(range(0, self.n_layers, min(self.scale.step, self.n_layers - 1)))
 
     def choice(self) -> Stage:
-        """The stage that chooses: the choosing part at every candidate ℓ*."""
+        """What chooses: the choosing part at every candidate ℓ*."""
+        return self._choice("choice", self.target_candidates)
+
+    def choice_same(self) -> Stage:
+        """The same at ℓ* = ℓ, where that is a candidate too."""
+        return self._choice("choice-same", None)
+
+    def _choice(self, name: str, targets: Sequence[int] | None) -> Stage:
         sources = [source(entity) for entity in self.choosing]
-        controls = ("unpatched", "shuffled")
-        return Stage("choice", self.sweep(sources, self.stepped, self.target_candidates, controls))
+        return Stage(name, self.sweep(sources, self.stepped, targets, ("unpatched", "shuffled")))
 
     def sweep(
         self,

@@ -57,7 +57,7 @@ class Scored:
 
     def target(self, stage: str) -> int | None:
         """ℓ* of a main stage; None where ℓ* = ℓ."""
-        return None if stage == "same" else self.choice.target_layer
+        return None if stage == "same" else self.choice.fixed
 
     @cached_property
     def tables(self) -> dict[str, dict[str, Table]]:
@@ -107,7 +107,7 @@ def all_findings(scored: Scored) -> list[Finding]:
 
 def headline(scored: Scored) -> list[Finding]:
     """At the placement that other entities chose: hits and RougeL, and what is left of them beside each control."""
-    layer, star = scored.choice.headline, scored.choice.target_layer
+    layer, star = scored.choice.headline, scored.choice.fixed
     column = scored.design.every_layer.index(layer)
     found: list[Finding] = []
     for score, label in (("keyword", "share of entities whose keyword the text holds"), ("rouge_l", "mean RougeL")):
@@ -122,7 +122,7 @@ def headline(scored: Scored) -> list[Finding]:
 
 def _controls(scored: Scored, score: str, layer: int) -> dict[str, np.ndarray]:
     """Each item's mean score with the other controls, at the headline's placement."""
-    star, n = scored.choice.target_layer, len(scored.design.reported)
+    star, n = scored.choice.fixed, len(scored.design.reported)
     measure = SCORES[score](scored.design.reported)
     controls = Table.of(scored.results["controls"], PROMPTS[0], n)
     main = scored.tables["fixed"][PROMPTS[0]]
@@ -285,7 +285,7 @@ def _shift(scored: Scored, stage: str, curves: tuple[np.ndarray, np.ndarray], am
 def forms(scored: Scored) -> list[Finding]:
     """The bare name without a carrier, and the shorter, more ambiguous form, beside the full name in its carrier."""
     found = []
-    layer, star = scored.choice.headline, scored.choice.target_layer
+    layer, star = scored.choice.headline, scored.choice.fixed
     place = [(layer, star)]
     full = scored.keyword["fixed", PROMPTS[0]].own[:, scored.design.every_layer.index(layer)]
     bare = Table.of(scored.results["bare"], PROMPTS[0], len(scored.design.reported))
@@ -318,7 +318,7 @@ def _paired(scored: Scored, name: str, difference: np.ndarray, among: Sequence[i
 
 def surprisal(scored: Scored) -> list[Finding]:
     """How much less surprising the state makes the entity's description, than nothing and than a donor's state."""
-    layer, star = scored.choice.headline, scored.choice.target_layer
+    layer, star = scored.choice.headline, scored.choice.fixed
     gains, names = surprisal_gains(scored, [layer])
     if not names:
         return []
@@ -335,7 +335,7 @@ def surprisal_gains(scored: Scored, layers: Sequence[int]) -> tuple[dict[str, np
     """Surprisal of the description with each control minus that with the state (item, layer), in nats; and whose."""
     entities = scored.design.described()
     table = Table.of(scored.results["surprisal"], PROMPTS[2], len(entities))
-    items, places = table.items(), places_of(layers, scored.choice.target_layer)
+    items, places = table.items(), places_of(layers, scored.choice.fixed)
     own = table.own(surprised, items, places)
     donors = table.drawn("shuffled", surprised, items, places, DRAWS).mean(axis=1)
     # A cell's own row says by how much the write changed its candidate's log-probability.

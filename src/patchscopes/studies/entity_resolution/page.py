@@ -25,7 +25,7 @@ def figures(scored: Scored, table: pd.DataFrame, findings: Sequence[Finding]) ->
     for score, label in (("keyword", "keyword rate, control-adjusted"), ("rouge_l", "RougeL, control-adjusted")):
         panels = [
             Panel(
-                f"{title}{'' if stage == 'same' else f' = {scored.choice.target_layer}'}",
+                f"{title}{'' if stage == 'same' else f' = {scored.choice.fixed}'}",
                 [_curve(table, stage, prompt, score, "adjusted", prompt) for prompt in STAGES[stage]],
                 label, zero=0.0, marks=half,
             )
@@ -53,7 +53,7 @@ def figures(scored: Scored, table: pd.DataFrame, findings: Sequence[Finding]) ->
     beside = [finding for finding in findings if finding.name == "keyword/headline"]
     found["controls"] = bars(
         [Bar(f"minus {f.control}" if f.control else "keyword rate", f.interval) for f in beside],
-        title=f"ℓ {scored.choice.headline} → ℓ* {scored.choice.target_layer}", x_label="share of entities", note=NOTE,
+        title=f"ℓ {scored.choice.headline} → ℓ* {scored.choice.fixed}", x_label="share of entities", note=NOTE,
     )  # fmt: skip
     return found
 
@@ -77,7 +77,7 @@ def _resolution(scored: Scored, stage: str) -> Panel:
 def page(scored: Scored, findings: Sequence[Finding], left_out: Sequence[str]) -> str:
     """What was found, how sure it is, what was left out and why."""
     by = {(finding.name, finding.control): finding for finding in findings}
-    model, layer, star = scored.design.setup.model, scored.choice.headline, scored.choice.target_layer
+    model, layer, star = scored.design.setup.model, scored.choice.headline, scored.choice.fixed
     return framed(
         title=f"Entity resolution in {model.id}",
         opening=(

@@ -37,7 +37,7 @@ def run(model: Model, **options: Unpack[StudyOptions]) -> Report:
     names = name_logprobs(setup, design.reported)
     setup.announce([design.choice(), *design.stages(design.target_candidates[-1], design.stepped[0])])
     choice, missing = choose_layers(design)
-    results = {stage.name: setup.run(stage) for stage in design.stages(choice.target_layer, choice.headline)}
+    results = {stage.name: setup.run(stage) for stage in design.stages(choice.fixed, choice.headline)}
     items, lost = _complete(design, results)
     scored = Scored(design, choice, results, items, names)
     findings = all_findings(scored)
@@ -65,7 +65,7 @@ def run(model: Model, **options: Unpack[StudyOptions]) -> Report:
             design={
                 "reported": scored.names,
                 "choosing": list(choice.chose),
-                "target_layer": choice.target_layer,
+                "target_layer": choice.fixed,
                 "headline_layer": choice.headline,
                 "prompts": list(PROMPTS),
             },

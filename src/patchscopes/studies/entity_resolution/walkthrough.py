@@ -17,7 +17,7 @@ def walkthrough(scored: Scored) -> str:
     name = name or next((e.name for e in entities if e.part), entities[0].name)
     k = [entity.name for entity in entities].index(name)
     item, entity = scored.items[k], entities[k]
-    table, star, layer = scored.tables["fixed"][PROMPTS[0]], scored.choice.target_layer, scored.choice.headline
+    table, star, layer = scored.tables["fixed"][PROMPTS[0]], scored.choice.fixed, scored.choice.headline
     places = [(at, star) for at in scored.design.every_layer]
     rows = [table.rows[None, item, place, 0] for place in places]
     stage = next(s for s in scored.design.stages(star, scored.choice.headline) if s.name == "fixed")

@@ -88,12 +88,13 @@ class Design(EntityDesign):
 
     @property
     def form_layers(self) -> tuple[int, ...]:
-        """The ℓ that other forms are read at."""
-        return tuple(range(0, self.n_layers, self.scale.form_step))
+        """The ℓ that other forms are read at: 0 and, also in a model of few layers, one above it."""
+        return tuple(range(0, self.n_layers, min(self.scale.form_step, self.n_layers - 1)))
 
-    def stages(self, target_layer: int, headline: int) -> list[Stage]:
+    def stages(self, target_layer: int | None, headline: int) -> list[Stage]:
         """All stages after the choice: names, their controls at the headline's placement, and each form."""
-        star, plain = (target_layer,), [name.source for name in self.names]
+        plain = [name.source for name in self.names]
+        star = None if target_layer is None else (target_layer,)
         stages = [
             Stage("names", self.sweep(plain, self.every_layer, star, ("unpatched", "shuffled"))),
             Stage("controls", self.sweep(plain, (headline,), star, ("random", "random-state"))),

@@ -9,14 +9,14 @@ from numpy.typing import ArrayLike, NDArray
 
 from patchscopes.analysis.comparisons import holm, sign_flip
 from patchscopes.analysis.intervals import Interval, mean_interval
-from patchscopes.analysis.resolution import Resolved, hits, logrank, survival
+from patchscopes.analysis.resolution import Resolved, hits, logrank, resolution_layers, survival
 from patchscopes.data import Entity, Exclusion
 from patchscopes.results import Results
 from patchscopes.studies.choice import Choice
 from patchscopes.studies.entities import DRAWS
 from patchscopes.studies.headline import DIFFERENCE, HIT, beside
 from patchscopes.studies.report import Finding
-from patchscopes.studies.scores import SCORES, Curves, curves_of, places_of, resolved
+from patchscopes.studies.scores import SCORES, Curves, curves_of, places_of
 from patchscopes.studies.texts import Table
 from patchscopes.studies.tokenization.design import PROMPT, Design
 from patchscopes.studies.tokenization.detokenised import Detokenised
@@ -82,13 +82,13 @@ class Scored:
 
     @cached_property
     def hits(self) -> NDArray[np.bool_]:
-        """Hits by rule 23: (name, ℓ)."""
+        """Hits by rule 23: (name, ℓ). None is counted at ℓ 0, where the state is the last token itself."""
         return _hits(self.curves)
 
     @cached_property
     def layers_of(self) -> list[Resolved]:
         """Resolution layers of names as they are."""
-        return resolved(self.curves, self.design.every_layer)
+        return resolution_layers(self.hits, self.design.every_layer)
 
     @property
     def n_tokens(self) -> NDArray[np.int64]:
@@ -121,7 +121,21 @@ def _curves(scored: Scored, stage: str, made: Sequence[Form], items: Sequence[in
 
 
 def _hits(curves: Curves) -> NDArray[np.bool_]:
-    return hits(curves.own > 0, curves.unpatched > 0, curves.donors > 0)
+    """Hits by rule 23; the first column, which is ℓ 0, counts for nothing."""
+    found = hits(curves.own > 0, curves.unpatched > 0, curves.donors > 0)
+    found[:, 0] = False
+    return found
+
+
+def hit_rate(found: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """The share of the ℓ above 0 with a hit: (name, ℓ) → (name)."""
+    rate: NDArray[np.float64] = found[:, 1:].mean(axis=1)
+    return rate
+
+
+def ever_hit(found: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """1 for a name with a hit at any ℓ: (name, ℓ) → (name)."""
+    return np.asarray(found.any(axis=1), dtype=np.float64)
 
 
 def _form_scores(scored: Scored, form: str) -> FormScores:
@@ -167,15 +181,15 @@ def all_findings(scored: Scored) -> list[Finding]:
 
 def headline(scored: Scored) -> list[Finding]:
     """At the placement that other entities chose, beside the controls of rule 17."""
-    layer, star = scored.choice.headline, scored.choice.target_layer
+    layer, target = scored.choice.headline, scored.choice.target_layer
     column = scored.design.every_layer.index(layer)
-    curves, place = scored.curves, [(layer, star)]
+    curves, place = scored.curves, places_of([layer], target)
     table = Table.of(scored.results["controls"], PROMPT, len(scored.design.names))
     score = SCORES["keyword"]([name.entity for name in scored.design.names])
     controls = {"shuffled": curves.donors[:, :, column].mean(axis=1), "unpatched": curves.unpatched}
     for control in ("random", "random-state"):
         controls[control] = table.drawn(control, score, scored.items, place, DRAWS)[:, :, 0].mean(axis=1)
-    about = "share of names whose keyword the text holds", f"ℓ {layer} → ℓ* {star}"
+    about = "share of names whose keyword the text holds", f"ℓ {layer} → ℓ* {place[0][1]}"
     own = curves.own[:, column]
     return beside("keyword/headline", own, controls, scored.subjects, seed=scored.seed, about=about)
 
@@ -218,7 +232,7 @@ def measures(scored: Scored) -> list[Measure]:
     shares = np.array([(first[k] or 0) / scored.design.n_layers for k in those])
     return [
         Measure("resolved", "share resolved", np.array([f is not None for f in first], dtype=float), everyone),
-        Measure("hit-rate", "mean share of ℓ with a hit", scored.hits.mean(axis=1), everyone),
+        Measure("hit-rate", "mean share of ℓ ≥ 1 with a hit", hit_rate(scored.hits), everyone),
         Measure("first-layer", "first resolution layer as a share of depth, among the resolved", shares, those),
     ]
 
@@ -271,13 +285,10 @@ def slopes(scored: Scored) -> list[Finding]:
 def forms(scored: Scored) -> list[Finding]:
     """Each form of a name minus the form that it stands beside, entity by entity; Holm over the forms."""
     found: list[Finding] = []
-    layers = ", ".join(map(str, scored.design.form_layers))
-    for name, label in (("hit-rate", "share of ℓ with a hit"), ("ever-hit", "share of names with a hit at any ℓ")):
-        over = np.mean if name == "hit-rate" else np.any
-        rates = {
-            form: (over(scores.hits, axis=1).astype(float), over(scores.beside, axis=1).astype(float))
-            for form, scores in scored.forms.items()
-        }
+    layers = ", ".join(map(str, scored.design.form_layers[1:]))
+    for name, label in (("hit-rate", "share of ℓ ≥ 1 with a hit"), ("ever-hit", "share of names with a hit at any ℓ")):
+        rate = hit_rate if name == "hit-rate" else ever_hit
+        rates = {form: (rate(scores.hits), rate(scores.beside)) for form, scores in scored.forms.items()}
         tests = [
             sign_flip(own - other, scored.forms[form].names, seed=scored.seed) for form, (own, other) in rates.items()
         ]
@@ -290,8 +301,8 @@ def forms(scored: Scored) -> list[Finding]:
     for form, scores in scored.forms.items():
         more = mean_interval(scores.more_tokens.astype(float), scores.names, seed=scored.seed, bounds=None)
         found.append(Finding.of(f"more-tokens/{form}", more, "more tokens of the name", control=FORMS[form]))
-        rate = mean_interval(scores.hits.any(axis=1), scores.names, seed=scored.seed)
-        found.append(Finding.of(f"ever-hit/{form}", rate, f"share of names with a hit at any of ℓ {layers}"))
+        ever = mean_interval(ever_hit(scores.hits), scores.names, seed=scored.seed)
+        found.append(Finding.of(f"ever-hit/{form}", ever, f"share of names with a hit at any of ℓ {layers}"))
     return found
 
 

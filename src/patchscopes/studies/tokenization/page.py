@@ -42,8 +42,8 @@ def figures(scored: Scored, table: pd.DataFrame, findings: Sequence[Finding]) ->
     if differences:
         found["forms"] = bars(
             [Bar(f"{LABELS[f.name.removeprefix('hit-rate/')]} (n = {f.n_subjects})", f.interval) for f in differences],
-            title=f"the same name with another split, ℓ* = {scored.choice.target_layer}",
-            x_label="share of ℓ with a hit, minus that of the form beside it",
+            title=f"the same name with another split, {scored.choice.target}",
+            x_label="share of ℓ ≥ 1 with a hit, minus that of the form beside it",
             note=NOTE,
         )
     if scored.words.words:
@@ -77,9 +77,9 @@ def page(scored: Scored, findings: Sequence[Finding], left_out: Sequence[str]) -
         opening=(
             f"How does the split of a name into tokens change its resolution? {len(scored.items)} names, each at the "
             f"end of “{CARRIER.format('…')}”; the state of the name's last token at ℓ is written over the placeholder "
-            f"of an inspection prompt at ℓ* = {choice.target_layer}, and the text that follows is searched for words "
-            f"that only a description of this entity holds. {len(choice.chose)} other entities chose ℓ* and the "
-            f"headline's ℓ = {choice.headline}, and are not in any figure."
+            f"of an inspection prompt at {choice.target}, and the text that follows is searched for words that only a "
+            f"description of this entity holds. {len(choice.chose)} other entities chose ℓ* and the headline's ℓ = "
+            f"{choice.headline}, and are not in any figure."
         ),
         found=[
             *_headline(by),
@@ -92,11 +92,12 @@ def page(scored: Scored, findings: Sequence[Finding], left_out: Sequence[str]) -
         certainty=(
             "Intervals are 95 %, bootstrapped over names (over words for detokenisation). A hit: the keyword is in the "
             f"text, not in the unpatched one, and in at most one of {DRAWS} texts with the states of other names of "
-            "the same type in the same form. p of forms are of sign-flip permutations of whole names, those of matched "
-            "names of permutations within strata, each family corrected by Holm. Names were not made for this "
-            "question: what else differs between long and short ones, within a type and tier, is not taken out; the "
-            "same name in another form is the stricter test. The nearest tokens are by cosine with the input "
-            "embeddings, which the farther up a state is the less it has to resemble."
+            "the same type in the same form. None is counted at ℓ 0, where the state is the last token itself. p of "
+            "forms are of sign-flip permutations of whole names, those of matched names of permutations within strata, "
+            "each family corrected by Holm. Names were not made for this question: what else differs between long and "
+            "short ones, within a type and tier, is not taken out; the same name in another form is the stricter test. "
+            "The nearest tokens are by cosine with the input embeddings, which the farther up a state is the less it "
+            "has to resemble."
         ),
         table=markdown(findings),
         left_out=left_out,
@@ -133,7 +134,7 @@ def _matched(by: By) -> list[str]:
     layer = f"; the first layer of the resolved by {first} of the depth" if first and not math.isnan(first.low) else ""
     return [
         f"- Single- minus multi-token names of the same type and popularity tier ({share.n_subjects} names): share "
-        f"resolved {share} (p {shown_p(share.p)}); share of ℓ with a hit {rate}{layer}."
+        f"resolved {share} (p {shown_p(share.p)}); share of ℓ ≥ 1 with a hit {rate}{layer}."
     ]
 
 
@@ -155,7 +156,7 @@ def _forms(by: By) -> list[str]:
         more = by[f"more-tokens/{form}", beside]
         lines.append(
             f"- {LABELS[form].capitalize()} ({rate.n_subjects} names, {shown(more.estimate)} more tokens on average): "
-            f"share of ℓ with a hit {rate} (p {shown_p(rate.p)}) beside “{beside}”; names with any hit {ever}."
+            f"share of ℓ ≥ 1 with a hit {rate} (p {shown_p(rate.p)}) beside “{beside}”; names with any hit {ever}."
         )
     return lines
 

@@ -36,8 +36,10 @@ def run(model: Model, **options: Unpack[StudyOptions]) -> Report:
     design = Design.of(setup, data.items)
     if not design.names:
         raise too_few(data, design.excluded)
-    setup.announce([design.choice(), *design.stages(design.target_candidates[-1], design.stepped[0])])
-    choice, missing = choose_layers(design)
+    setup.announce(
+        [design.choice(), design.choice_same(), *design.stages(design.target_candidates[-1], design.stepped[0])]
+    )
+    choice, missing = choose_layers(design, same=True)
     results = {stage.name: setup.run(stage) for stage in design.stages(choice.target_layer, choice.headline)}
     items, lost = _complete(design, results)
     scored = Scored(design, choice, results, items, detokenise(design, tell=setup.tell))
@@ -111,7 +113,7 @@ def _notes(design: Design) -> list[str]:
         f"other forms are read at ℓ = {', '.join(map(str, design.form_layers))}, so that no resolution layer, which "
         "needs neighbouring ℓ, is given for them",
         f"one inspection prompt, {PROMPT}; random and random-state are run at the headline's ℓ alone",
-        f"ℓ* was chosen among {', '.join(map(str, design.target_candidates))}, at every {scale.step}. ℓ",
+        f"ℓ* was chosen among {', '.join(map(str, design.target_candidates))} and ℓ itself, at every {scale.step}. ℓ",
         f"texts are {scale.max_new_tokens} tokens long, and cut where they go on to another entity",
         f"neighbours are listed for {scale.n_shown} names",
     ]

@@ -8,7 +8,7 @@ import pandas as pd
 from patchscopes.analysis.intervals import Interval, mean_intervals
 from patchscopes.studies.headline import DIFFERENCE, HIT
 from patchscopes.studies.tokenization.detokenised import listed
-from patchscopes.studies.tokenization.findings import GROUPS, SHUFFLED, Scored
+from patchscopes.studies.tokenization.findings import GROUPS, SHUFFLED, Scored, hit_rate
 from patchscopes.studies.tokenization.forms import FORMS, Form
 
 Row = dict[str, object]
@@ -75,9 +75,9 @@ def name_table(scored: Scored) -> pd.DataFrame:
         {
             "name": name.entity.name, "type": name.entity.type, "tier": name.entity.tier, "n_tokens": name.n_tokens,
             "tokens": "|".join(name.tokenized.tokens[position] for position in name.positions),
-            "first": found.first, "last": found.last, "hit_rate": float(hit.mean()),
+            "first": found.first, "last": found.last, "hit_rate": float(rate),
         }
-        for name, found, hit in zip(scored.names, scored.layers_of, scored.hits, strict=True)
+        for name, found, rate in zip(scored.names, scored.layers_of, hit_rate(scored.hits), strict=True)
     ]  # fmt: skip
     return pd.DataFrame(rows).convert_dtypes()
 
@@ -89,10 +89,12 @@ def form_table(scored: Scored) -> pd.DataFrame:
         (
             made.entity.name, form, FORMS[form], made.source.text,
             "|".join(made.tokenized.tokens[position] for position in made.positions),
-            int(more), float(hit.mean()), float(other.mean()),
+            int(more), float(rate), float(other),
         )
         for form, scores in scored.forms.items()
-        for made, more, hit, other in zip(scores.made, scores.more_tokens, scores.hits, scores.beside, strict=True)
+        for made, more, rate, other in zip(
+            scores.made, scores.more_tokens, hit_rate(scores.hits), hit_rate(scores.beside), strict=True
+        )
     ]  # fmt: skip
     return pd.DataFrame(rows, columns=columns)
 

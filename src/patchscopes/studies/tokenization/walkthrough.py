@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from patchscopes.neighbours import Neighbour
 from patchscopes.prompts import find_prompt
 from patchscopes.studies.entities import CARRIER
-from patchscopes.studies.scores import answer_of
+from patchscopes.studies.scores import answer_of, places_of
 from patchscopes.studies.texts import Table
 from patchscopes.studies.tokenization.design import PROMPT
 from patchscopes.studies.tokenization.detokenised import listed
@@ -39,8 +39,8 @@ def walkthrough(scored: Scored) -> str:
         "",
         "At the last token of the name, after ℓ blocks, there is a vector. **Nearest tokens**: the words of the "
         "vocabulary whose input embeddings point the same way, with the cosine. **The text goes on**: the vector is "
-        f"written over the “x” of the inspection prompt “{find_prompt(PROMPT).text.replace('{}', 'x')}”, after ℓ* = "
-        f"{scored.choice.target_layer} blocks, and the model goes on by itself.",
+        f"written over the “x” of the inspection prompt “{find_prompt(PROMPT).text.replace('{}', 'x')}”, after ℓ* "
+        f"blocks ({scored.choice.target}), and the model goes on by itself.",
         "",
         f"| ℓ | {head} |",
         f"|---|{'---|---|' * len(forms)}",
@@ -79,9 +79,12 @@ def _texts(scored: Scored, label: str, form: Form) -> dict[int, str]:
     stage = "names" if label == "plain" else label
     table = Table.of(scored.results[stage], PROMPT, len(made))
     item = [one.entity.name for one in made].index(form.entity.name)
-    star = scored.choice.target_layer
     layers = scored.design.every_layer if label == "plain" else scored.design.form_layers
-    return {layer: sentence(answer_of(table.rows[None, item, (layer, star), 0])) for layer in layers}
+    places = places_of(layers, scored.choice.target_layer)
+    return {
+        layer: sentence(answer_of(table.rows[None, item, place, 0]))
+        for layer, place in zip(layers, places, strict=True)
+    }
 
 
 def _tokens(found: Sequence[Neighbour]) -> str:
