@@ -250,10 +250,15 @@ def parts(scored: Scored) -> list[Finding]:
             )
             interval = scored.mean(difference, bounds=OF_ADJUSTED, among=among)
             found.append(Finding.of(f"part-minus-entity/{stage}/{name}", interval, about, control="shuffled", p=p))
-        shift = _centre(part, layers) - _centre(entity, layers)
-        if not math.isnan(shift):
+        if all(_above(scored, curve, among) for curve in (part, entity)):
             found.append(_shift(scored, stage, (part, entity), among))
     return found
+
+
+def _above(scored: Scored, curve: np.ndarray, among: Sequence[int]) -> bool:
+    """Whether a curve (item, ℓ) lies above its control on the whole: else its centre would be one of noise."""
+    test = sign_flip(curve.mean(axis=1), [scored.names[k] for k in among], seed=scored.seed)
+    return test.difference > 0 and test.p < 0.05
 
 
 def _centre(curve: np.ndarray, layers: Sequence[int]) -> float:
