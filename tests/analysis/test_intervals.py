@@ -77,6 +77,8 @@ def test_hits_that_nobody_had_are_allowed_for_by_the_exact_share() -> None:
     assert found.high == pytest.approx(alone.high + 0.30850, abs=1e-4)
     gains = mean_interval([1.0 + loss for loss in losses], subjects, seed=0, bounds=(-1.0, 1.0), own=[1.0] * 10)
     assert gains.low == pytest.approx(1 + alone.low - 0.30850, abs=1e-4)
+    certain = mean_interval([-1.0] * 9 + [0.0], subjects, seed=0, bounds=(-1.0, 1.0), own=[1.0] * 10)
+    assert certain.low == -1.0, "no further than a difference can be"
     some = [1.0] + [0.0] * 9
     assert mean_interval(losses, subjects, seed=0, bounds=(-1.0, 1.0), own=some) == alone, "a hit was seen"
 

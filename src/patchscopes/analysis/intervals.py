@@ -74,10 +74,8 @@ def mean_intervals(
     """As `mean_interval`, for each column of `values` (item × column), all from the same resampled subjects."""
     table = np.asarray(values, dtype=np.float64)
     _check(table, subjects, bounds)
-    hits = None if own is None else np.broadcast_to(np.asarray(own, dtype=np.float64), table.shape)
-    if hits is not None:
-        _check(hits, subjects, (0.0, 1.0))
     sums, sizes = by_subject(table, subjects)
+    rates = None if own is None else _rates(np.asarray(own, dtype=np.float64), subjects, sizes)
     n_items, n_subjects = len(table), len(sizes)
     found: list[Interval | None] = []
     varying = []
@@ -93,11 +91,11 @@ def mean_intervals(
             varying.append(column)
     low, high = _bootstrap(sums[:, varying], sizes, seed) if varying else (np.empty(0), np.empty(0))
     for column, a, b in zip(varying, low, high, strict=True):
-        lower, higher = (
-            (0.0, 0.0) if hits is None else _unseen(by_subject(hits[:, [column]], subjects)[0][:, 0] / sizes)
-        )
+        lower, higher = (0.0, 0.0) if rates is None else _unseen(rates[:, column])
+        lowest, highest = bounds or (-math.inf, math.inf)
         estimate = float(table[:, column].mean())
-        found[column] = Interval(estimate, float(a) - lower, float(b) + higher, n_items, n_subjects)
+        interval = max(float(a) - lower, lowest), min(float(b) + higher, highest)
+        found[column] = Interval(estimate, *interval, n_items, n_subjects)
     return [interval for interval in found if interval is not None]
 
 
@@ -158,6 +156,12 @@ def _constant(value: float, n_subjects: int, bounds: tuple[float, float] | None)
         return math.nan, math.nan
     share = float(stats.binomtest(0, n_subjects).proportion_ci(LEVEL, method="exact").high)
     return value - share * (value - bounds[0]), value + share * (bounds[1] - value)
+
+
+def _rates(hits: Floats, subjects: Sequence[Hashable], sizes: Floats) -> Floats:
+    """Each subject's own rate (subject × column)."""
+    _check(hits, subjects, (0.0, 1.0))
+    return by_subject(hits, subjects)[0] / sizes[:, None]
 
 
 def _unseen(hits: Floats) -> tuple[float, float]:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from patchscopes.analysis.matching import matches
-from patchscopes.analysis.resolution import Resolved, hits, resolution_layers
+from patchscopes.analysis.resolution import hits
 from patchscopes.analysis.scores import control_adjusted, rouge_l
 from patchscopes.data import Entity
 from patchscopes.results import Results
@@ -75,6 +75,11 @@ class Curves:
         """The cells' scores minus the donors' mean (rule 17)."""
         return control_adjusted(self.own, self.donors)
 
+    @property
+    def hits(self) -> NDArray[np.bool_]:
+        """Hits by rule 23 (item, layer): own, absent without a write, and of at most one donor."""
+        return hits(self.own > 0, self.unpatched > 0, self.donors > 0)
+
     def among(self, items: Sequence[int]) -> "Curves":
         """Those of some items."""
         return Curves(self.own[items], self.donors[items], self.unpatched[items])
@@ -87,12 +92,6 @@ def curves_of(table: Table, score: Score, items: Sequence[int], places: Sequence
         table.drawn("shuffled", score, items, places, DRAWS),
         table.once("unpatched", score, items),
     )
-
-
-def resolved(curves: Curves, layers: Sequence[int]) -> list[Resolved]:
-    """Each entity's resolution layer (rule 23), from its keyword hits."""
-    found = hits(curves.own > 0, curves.unpatched > 0, curves.donors > 0)
-    return resolution_layers(found, layers)
 
 
 def tables_of(results: Results, prompts: Sequence[str], n_items: int) -> dict[str, Table]:

@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike
 
 from patchscopes.analysis.comparisons import sign_flip
 from patchscopes.analysis.intervals import Interval, mean_interval, mean_intervals, peak_interval
-from patchscopes.analysis.resolution import Resolved, logrank, survival
+from patchscopes.analysis.resolution import Resolved, logrank, resolution_layers, survival
 from patchscopes.data import Entity
 from patchscopes.results import Results
 from patchscopes.studies.choice import Choice
@@ -19,7 +19,7 @@ from patchscopes.studies.entities import DRAWS, PROMPTS
 from patchscopes.studies.entity_resolution.design import Design
 from patchscopes.studies.headline import DIFFERENCE, HIT, beside
 from patchscopes.studies.report import Finding
-from patchscopes.studies.scores import SCORES, Curves, curves_of, places_of, resolved, surprised, tables_of
+from patchscopes.studies.scores import SCORES, Curves, curves_of, places_of, surprised, tables_of
 from patchscopes.studies.texts import Table
 
 # ℓ* = ℓ is read through the first prompt, the fixed ℓ* through all three.
@@ -73,7 +73,7 @@ class Scored:
     @cached_property
     def layers_of(self) -> dict[tuple[str, str], list[Resolved]]:
         """Resolution layers by (stage, prompt)."""
-        return {key: resolved(curves, self.design.every_layer) for key, curves in self.keyword.items()}
+        return {key: resolution_layers(curves.hits, self.design.every_layer) for key, curves in self.keyword.items()}
 
     def curves(self, stage: str, prompt: str, score: str) -> Curves:
         """The curves of a main stage by one of SCORES."""

@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from patchscopes.analysis.comparisons import holm, sign_flip
 from patchscopes.analysis.intervals import Interval, mean_interval
-from patchscopes.analysis.resolution import Resolved, hits, logrank, resolution_layers, survival
+from patchscopes.analysis.resolution import Resolved, logrank, resolution_layers, survival
 from patchscopes.data import Entity, Exclusion
 from patchscopes.results import Results
 from patchscopes.studies.choice import Choice
@@ -122,7 +122,7 @@ def _curves(scored: Scored, stage: str, made: Sequence[Form], items: Sequence[in
 
 def _hits(curves: Curves) -> NDArray[np.bool_]:
     """Hits by rule 23; the first column, which is ℓ 0, counts for nothing."""
-    found = hits(curves.own > 0, curves.unpatched > 0, curves.donors > 0)
+    found = curves.hits
     found[:, 0] = False
     return found
 
