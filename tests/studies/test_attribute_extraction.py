@@ -1,6 +1,5 @@
 """attribute-extraction on made-up relations: everything is accounted for, a planted signal is found, and no other."""
 
-import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,117 +13,12 @@ import patchscopes
 from data_files import write, write_table
 from patchscopes.engine import Engine
 from patchscopes.errors import DataError
-from patchscopes.spec import Cell, Ids, State
 from patchscopes.studies import attribute_extraction, setup
 from patchscopes.studies.attribute_extraction import design
 from patchscopes.studies.headline import NEEDED
 from patchscopes.studies.report import Report
-from study_cases import SPEED, Saying, long_model, text_of
-
-COUNTRIES = [
-    f"{start}land" for start in ("Bor", "Cas", "Dov", "Fal", "Gor", "Hil", "Jun", "Kol", "Lim", "Mor", "Nar", "Pol")
-]
-UNKNOWN = ("Quorland", "Rovland")  # the planted runner does not know their cities from text
-FOUR = NEEDED
-
-
-def facts(ending: str) -> dict[str, str]:
-    return {country: f"{country[:3]}{ending}" for country in (*COUNTRIES, *UNKNOWN)}
-
-
-CAPITALS, LARGEST = facts("burg"), facts("port") | {country: f"{country[:3]}burg" for country in COUNTRIES[:3]}
-TEMPLATES = {"capital": "The capital of {}", "largest": "The largest city of {}", "colour": "The colour of {}"}
-
-
-def relation(name: str, template: str, samples: list[dict[str, Any]]) -> dict[str, Any]:
-    return {
-        "name": name,
-        "prompt_templates": [template],
-        "carrier": "They spoke of {}",
-        "contexts": [f"On day {word} we read about {{}}" for word in ("one", "two", "three", "four", "five")],
-        "samples": samples,
-    }
-
-
-def of(pairs: dict[str, str]) -> list[dict[str, Any]]:
-    return [{"subject": subject, "object": answer} for subject, answer in pairs.items()]
-
-
-COLOURS = {f"{start}berry": ("red", "green", "red", "blue")[k % 4] for k, start in enumerate(c[:3] for c in COUNTRIES)}
-
-
-def folder(path: Path) -> Path:
-    """Capitals, largest cities, colours with two bad facts; a relation of one class, and one that is too small."""
-    write(path / "capital.json", relation("country capital", TEMPLATES["capital"], of(CAPITALS)))
-    write(path / "largest.json", relation("country largest city", TEMPLATES["largest"], of(LARGEST)))
-    colours = [*of(COLOURS), {"subject": "", "object": "red"}, {"subject": "Borberry", "object": "blue"}]
-    write(path / "colour.json", relation("berry colour", TEMPLATES["colour"], colours))
-    same = {f"{country}ish": "old" for country in COUNTRIES}
-    write(path / "same.json", relation("age", "The age of {}", of(same)))
-    write(path / "few.json", relation("few", "The few of {}", of(dict(list(CAPITALS.items())[:4]))))
-    return path
-
-
-def answers() -> dict[str, dict[str, str]]:
-    """By template, what is right of each subject."""
-    return {
-        TEMPLATES["capital"]: CAPITALS,
-        TEMPLATES["largest"]: LARGEST,
-        TEMPLATES["colour"]: COLOURS,
-        "The age of {}": {f"{country}ish": "old" for country in COUNTRIES},
-        "The few of {}": dict(list(CAPITALS.items())[:4]),
-    }
-
-
-def planted(layers: tuple[int, ...], targets: tuple[int, ...], more: dict[str, str] | None = None) -> Saying:
-    """Knows all facts as text but UNKNOWN's; a subject's own state says its object from `layers`, put at `targets`.
-
-    `more` are further capitals.
-    """
-    right = answers()
-    right[TEMPLATES["capital"]] = {**CAPITALS, **(more or {})}
-
-    def asked(cell: Cell) -> tuple[dict[str, str], str] | None:
-        text = text_of(cell.target_ids)
-        for template, known in right.items():
-            start = template.replace("{}", "")
-            if text.startswith(start):
-                return known, text[len(start) :]
-        return None
-
-    def found(cell: Cell) -> str | None:
-        known, phrase = asked(cell) or ({}, "")
-        if cell.write is None:
-            return known.get(phrase) if phrase not in UNKNOWN else None
-        vector = cell.write.vectors[0]
-        if not isinstance(vector, State) or vector.layer not in layers or cell.write.site.layer not in targets:
-            return None
-        source = text_of(vector.ids)
-        return next((answer for subject, answer in known.items() if source.endswith(f" {subject}")), None)
-
-    def say(cell: Cell) -> str:
-        return f" is {found(cell) or 'not said'}."
-
-    def score(cell: Cell, ids: Ids) -> float:
-        return -1.0 if text_of(ids).strip() == found(cell) else -3.0
-
-    return Saying(say, score)
-
-
-def guessing() -> Saying:
-    """Knows all facts as text; whatever the state, says one of the objects at random."""
-    knows = planted((), ())
-
-    def say(cell: Cell) -> str:
-        if cell.write is None:
-            return knows.say(cell)
-        objects = sorted({*CAPITALS.values(), *COLOURS.values()})
-        return f" is {objects[int(hashlib.sha256(cell.identity().encode()).hexdigest(), 16) % len(objects)]}"
-
-    def score(cell: Cell, ids: Ids) -> float:
-        return -(hashlib.sha256((cell.identity() + str(ids)).encode()).digest()[0] / 64)
-
-    return Saying(say, score)
+from relation_cases import CAPITALS, COLOURS, COUNTRIES, TEMPLATES, UNKNOWN, folder, guessing, of, planted, relation
+from study_cases import SPEED, Saying, long_model
 
 
 @dataclass(frozen=True)
@@ -172,7 +66,7 @@ def test_what_is_planted_is_found_at_a_placement_chosen_without_the_subject(foun
         hits = found.report.finding(f"chosen/{name}")
         n = 11 if name == "berry colour" else 12  # one berry has two colours
         assert (hits.estimate, hits.n_items, hits.n_subjects) == (1.0, n, n)
-        for control in FOUR:
+        for control in NEEDED:
             beside = found.report.finding(f"chosen/{name}", control)
             assert beside.stands, (name, control)
     capital = found.report.finding("chosen/country capital", "shuffled")
@@ -249,7 +143,7 @@ def test_guesses_do_not_stand(guessed: Done) -> None:
     adjusted = guessed.report.finding("exists/country capital", "shuffled")
     assert adjusted.low <= 0 <= adjusted.high
     for name in ("country capital", "country largest city", "berry colour"):
-        assert not all(guessed.report.finding(f"chosen/{name}", control).stands for control in FOUR)
+        assert not all(guessed.report.finding(f"chosen/{name}", control).stands for control in NEEDED)
     names = ("country capital", "country largest city", "berry colour")
     ranked = [guessed.report.finding(f"rank-first/{name}", "shuffled") for name in names]
     assert min(finding.p or 0.0 for finding in ranked) * len(ranked) > 0.05, "by the permutation test, over the three"
@@ -337,30 +231,6 @@ def test_the_papers_own_form_is_read(tmp_path: Path) -> None:
     assert kept
     texts = {row.source for row in patchscopes.open_run(kept[0]) if row.source}
     assert all(text.startswith("Long ago I lived in ") for text in texts), texts
-
-
-def test_ranks_by_hand() -> None:
-    """Three objects, ln p −1, −2, −2 with the write, raised by 0, 2, 2: the second is raised most, tied, so rank 2."""
-    from patchscopes.data import Fact, Relation
-    from patchscopes.spec import InspectionPrompt
-    from patchscopes.studies.attribute_extraction.hits import ranks
-    from rows import make_row, results
-
-    values = {"red": (-1.0, 0.0), "green": (-2.0, 2.0), "blue": (-2.0, 2.0)}
-    rows = [
-        make_row(source_index=0, source_layer=2, target_layer=1, control=None, draw=0, candidate=name, logprob=logprob,
-                 logprob_minus_unpatched=raised, text=None)
-        for name, (logprob, raised) in values.items()
-    ]  # fmt: skip
-    facts_ = tuple(Fact("a berry", answer) for answer in ("green", "red"))
-    case = design.Case(Relation("colour", ("The colour of {}",), "{}", ("{}",), facts_), InspectionPrompt("{}"), facts_)
-    key = (None, 0, (2, 1), 0)
-    rank = ranks(case, results(*rows), [(0, key), (1, key)])
-    assert rank.first.tolist() == [0.0, 0.0]
-    assert rank.reciprocal.tolist() == pytest.approx([1 / 2, 1 / 3])
-    assert rank.gain.tolist() == [2.0, 0.0]
-    total = np.exp(-1) + 2 * np.exp(-2)
-    assert rank.logprob.tolist() == pytest.approx([-2 - np.log(total), -1 - np.log(total)])
 
 
 def test_quick_runs_the_relations_that_it_prefers_and_others_to_make_up_their_number() -> None:

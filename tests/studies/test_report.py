@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from patchscopes.analysis.intervals import Interval
-from patchscopes.data import Exclusion
+from patchscopes.data import DataSet, Exclusion
 from patchscopes.errors import OutputError
 from patchscopes.models import Model
 from patchscopes.reference import Reference
@@ -145,14 +145,16 @@ def test_provenance_says_what_made_it(llama: Model) -> None:
     made = Setup.of(llama, {"seed": 5, "quick": True, "runner": Reference})
     made.counts["choice"] = {"ok": 3}
     made.kept.update({"choice": 2, "names": 4})
-    found = provenance_of(made, data={"sha256": "ab"}, design={"target_layer": 1}, began=0.0)
+    data: DataSet[str] = DataSet("own", ("a",), (), "ab", "here", 3)
+    found = provenance_of(made, data=data, design={"target_layer": 1}, began=0.0)
     assert strict(json.dumps(found)) == found
     assert found["model"] == llama.describe()
     assert (found["seed"], found["quick"], found["runner"]) == (5, True, "reference")
-    assert (found["data"], found["design"]) == ({"sha256": "ab"}, {"target_layer": 1})
+    assert found["data"] == {"name": "own", "source": "here", "sha256": "ab", "n_read": 3}
+    assert found["design"] == {"target_layer": 1}
     assert found["rows"] == {"choice": {"ok": 3}}
     assert found["rows_kept"] == 6
     assert {"patchscopes", "torch"} <= set(found["versions"])
     assert found["seconds"] > 0
     odd = Setup.of(llama, {"runner": partial(Reference)})
-    assert "0x" not in provenance_of(odd, data={}, design={}, began=0.0)["runner"], "no address of an object"
+    assert "0x" not in provenance_of(odd, data=data, design={}, began=0.0)["runner"], "no address of an object"

@@ -23,7 +23,7 @@ class File:
 
 
 def read_files(path: str | os.PathLike[str], suffixes: Sequence[str]) -> tuple[File, ...]:
-    """`path` itself, or all files below it with one of `suffixes`, in the order of their names.
+    """`path` itself, or all files below it with one of `suffixes` (in any case), in the order of their names.
 
     What is hidden (".ipynb_checkpoints", "._name.json") is not searched. Raises DataError for a path that is not
     there, a file of another kind, and a folder without data.
@@ -31,12 +31,14 @@ def read_files(path: str | os.PathLike[str], suffixes: Sequence[str]) -> tuple[F
     root = Path(path)
     kinds = " or ".join(f"*{suffix}" for suffix in suffixes)
     if root.is_dir():
-        found = {entry.relative_to(root).as_posix(): entry for entry in root.rglob("*") if entry.suffix in suffixes}
+        found = {
+            entry.relative_to(root).as_posix(): entry for entry in root.rglob("*") if entry.suffix.lower() in suffixes
+        }
         shown = {name: entry for name, entry in found.items() if not re.search(r"(^|/)\.", name) and entry.is_file()}
         if not shown:
             raise DataError(f"{path} holds no data: no {kinds} is in it, or below; name the folder that has them.")
         return tuple(File(name, _bytes(shown[name])) for name in sorted(shown))
-    if root.exists() and root.suffix not in suffixes:
+    if root.exists() and root.suffix.lower() not in suffixes:
         raise DataError(f"{path} is not a kind of data that can be read; give {kinds}, or a folder of such files.")
     return (File(root.name, _bytes(root)),)
 

@@ -11,7 +11,7 @@ from typing import Generic, Literal, TypeVar
 
 from patchscopes.analysis.matching import fold
 
-Kind = Literal["sample", "template", "context", "alias", "entity", "keyword", "part", "bare"]
+Kind = Literal["sample", "template", "context", "alias", "entity", "keyword", "part", "bare", "country"]
 T = TypeVar("T")
 
 

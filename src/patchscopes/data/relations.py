@@ -53,7 +53,7 @@ def load_relations(path: str | os.PathLike[str] | None = None) -> DataSet[Relati
 
 
 def _draft(file: File) -> Draft:
-    draft = draft_from_table(file) if file.name.endswith(".tsv") else draft_from_json(file)
+    draft = draft_from_table(file) if file.name.lower().endswith(".tsv") else draft_from_json(file)
     if not draft.samples:
         broken = f", only {len(draft.broken)} rows without the columns of its header" if draft.broken else ""
         raise DataError(f"{file.name} has no samples{broken}; give at least one subject with its object.")

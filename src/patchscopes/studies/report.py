@@ -15,7 +15,7 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from patchscopes.analysis.intervals import Interval
-from patchscopes.data import Exclusion
+from patchscopes.data import DataSet, Exclusion
 from patchscopes.errors import OutputError
 from patchscopes.provenance import commit, versions
 from patchscopes.studies.setup import Setup
@@ -141,11 +141,11 @@ class Report:
             raise OutputError(f"cannot write the report to {out}: {error}; give another folder with --out.") from error
 
 
-def provenance_of(setup: Setup, *, data: Mapping[str, Any], design: Mapping[str, Any], began: float) -> dict[str, Any]:
+def provenance_of(setup: Setup, *, data: DataSet[Any], design: Mapping[str, Any], began: float) -> dict[str, Any]:
     """What made a report (rule 22): the model, the data by its hash, the design with its thinning, versions, commit."""
     return {
         "model": setup.model.describe(),
-        "data": dict(data),
+        "data": {"name": data.name, "source": data.source, "sha256": data.sha256, "n_read": data.n_read},
         "design": dict(design),
         "quick": setup.quick,
         "seed": setup.seed,

@@ -51,10 +51,11 @@ class StudyOptions(TypedDict, total=False):
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """One sweep of a study; `name` is the folder that keeps its run."""
+    """One sweep of a study; `name` is the folder that keeps its run. `times`: as often one like it may have to run."""
 
     name: str
     sweep: Sweep
+    times: int = 1
 
 
 @dataclass(frozen=True)
@@ -134,16 +135,17 @@ class Setup:
         self.counts[stage.name] = dict(results.counts)
         return results
 
-    def announce(self, stages: Sequence[Stage], *, at_most: bool = False) -> None:
-        """Say what `stages` cost here, all together, before any starts; `at_most` where some may be left out."""
+    def announce(self, stages: Sequence[Stage], *, less: str = "") -> None:
+        """Say what `stages` cost here, all together, before any starts; `less` says when it will be less."""
         n_cells, seconds, speed = 0, 0.0, None
         for stage in stages:
             plan = self.prepare(stage).plan
             if speed is None:
                 n_rows = max((group.n_rows for wave in plan.waves for group in wave.groups), default=1)
                 speed = measure_speed(self.model, n_rows=n_rows)
-            n_cells += len(plan.cells)
-            seconds += plan.explain(speed).seconds
+            n_cells += len(plan.cells) * stage.times
+            seconds += plan.explain(speed).seconds * stage.times
         kept = "" if self.out is None else f"; what {self.out / 'runs'} already holds is not run again"
-        most = "at most " if at_most else ""
-        self.tell(f"{len(stages)} stages, {most}{n_cells:,} cells, {most}about {duration(seconds)} here{kept}")
+        n_stages = sum(stage.times for stage in stages)
+        most, less = ("at most ", f" ({less})") if less else ("", "")
+        self.tell(f"{most}{n_stages:,} stages, {n_cells:,} cells, about {duration(seconds)} here{less}{kept}")

@@ -5,20 +5,19 @@ country" and nothing more would give the same city to both.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pandas as pd
 
 from patchscopes.analysis.matching import fold, matches
-from patchscopes.data import Fact, Relation
+from patchscopes.data import Exclusion, Fact
 from patchscopes.results import Results
-from patchscopes.spec import Row
-from patchscopes.studies.attribute_extraction.design import Case, Design
+from patchscopes.studies.attribute_extraction.design import DRAWS, UNCAPPED, Case, Design
 from patchscopes.studies.attribute_extraction.outcome import Outcome, Placement
 from patchscopes.studies.setup import Stage
 from patchscopes.studies.texts import Table
 
-CAPITAL, LARGEST = "country capital", "country largest city"
+CAPITAL, LARGEST = UNCAPPED
 
 
 @dataclass(frozen=True)
@@ -33,43 +32,43 @@ class Pair:
         """Both."""
         return self.capital, self.largest
 
-    @property
-    def differing(self) -> list[int]:
-        """The countries whose largest city is not the capital, aliases considered."""
-        pairs = enumerate(zip(self.capital.facts, self.largest.facts, strict=True))
-        return [k for k, (a, b) in pairs if not {fold(x) for x in a.answers} & {fold(x) for x in b.answers}]
+
+def _same(capital: Fact, largest: Fact) -> bool:
+    """Whether the largest city is the capital, aliases considered."""
+    return not {fold(answer) for answer in capital.answers}.isdisjoint(fold(answer) for answer in largest.answers)
 
 
-def pair_of(relations: Sequence[Relation], outcomes: Mapping[str, Outcome], cap: int) -> Pair | None:
-    """The pair over the countries of both, those where the cities differ first; None unless both were run."""
-    by_name = {relation.name: relation for relation in relations}
-    if CAPITAL not in outcomes or LARGEST not in outcomes:
-        return None
-    capitals = {fact.subject: fact for fact in by_name[CAPITAL].facts}
-    largest = {fact.subject: fact for fact in by_name[LARGEST].facts}
+def pair_of(cases: Mapping[str, Case], cap: int) -> Pair:
+    """The pair over the countries of both cases, those where the cities differ first, at most `cap`."""
+    capitals = {fact.subject: fact for fact in cases[CAPITAL].facts}
+    largest = {fact.subject: fact for fact in cases[LARGEST].facts}
     both = [subject for subject in capitals if subject in largest]
-    both.sort(key=lambda s: fold(capitals[s].object) == fold(largest[s].object))
-    some = both[:cap]
+    some = sorted(both, key=lambda subject: _same(capitals[subject], largest[subject]))[:cap]
 
-    def case(outcome: Outcome, facts: Mapping[str, Fact]) -> Case:
-        return Case(outcome.case.relation, outcome.case.prompt, tuple(facts[subject] for subject in some))
+    def of(case: Case, facts: Mapping[str, Fact]) -> Case:
+        return replace(case, facts=tuple(facts[subject] for subject in some))
 
-    return Pair(case(outcomes[CAPITAL], capitals), case(outcomes[LARGEST], largest))
+    return Pair(of(cases[CAPITAL], capitals), of(cases[LARGEST], largest))
 
 
-def stages(design: Design, pair: Pair, outcomes: Mapping[str, Outcome]) -> list[Stage]:
-    """Both relations at every placement that one of their folds chose."""
+def stages(design: Design, case: Case, placements: Sequence[Placement]) -> list[Stage]:
+    """A relation's countries at each of `placements`: those that one of its folds chose."""
     found = []
-    for case in pair.cases:
-        for source, target in outcomes[case.name].grid.placements:
-            sweep = design.cell_sweep(case, (source, target), ("unpatched", "shuffled", "phrase-only"))
-            found.append(Stage(f"cities/{case.slug}-{source}-{target}", sweep))
+    for source, target in placements:
+        sweep = design.cell_sweep(case, (source, target), ("unpatched", "shuffled", "phrase-only"))
+        found.append(Stage(f"cities/{case.slug}-{source}-{target}", sweep))
     return found
 
 
-def table(pair: Pair, outcomes: Mapping[str, Outcome], results: Mapping[str, Results]) -> pd.DataFrame:
-    """A country and relation a line: the right answer, the other relation's, and what the texts say, held out."""
-    rows = []
+def table(
+    pair: Pair, outcomes: Mapping[str, Outcome], results: Mapping[str, Results]
+) -> tuple[pd.DataFrame, list[Exclusion]]:
+    """A country and relation a line: the right answer, the other relation's, and what the texts say, held out.
+
+    `right` and `says_other` have beside them the same with other countries' states, a mean over draws. Countries whose
+    state could not be written are left out, with the reason.
+    """
+    rows, excluded = [], []
     for case, other in (pair.cases, pair.cases[::-1]):
         outcome = outcomes[case.name]
         tables = {
@@ -78,24 +77,32 @@ def table(pair: Pair, outcomes: Mapping[str, Outcome], results: Mapping[str, Res
         }
         for k, fact in enumerate(case.facts):
             place = _placement(outcome, fact)
-            found = tables[place]
-            row, text = found.rows.get((None, k, place, 0)), found.rows.get(("phrase-only", k, (None, None), 0))
-            if row is None:
-                continue
-            rows.append(_line(case, (fact, other.facts[k]), row, text) | {"known": _known(outcome, fact)})
-    frame = pd.DataFrame(rows)
-    frame["differ"] = frame.apply(lambda line: fold(line["expected"]) != fold(line["other"]), axis=1)
-    return frame
+            if k in tables[place].missing:
+                reason = f"cities: {tables[place].missing[k].splitlines()[0]}"
+                excluded.append(Exclusion(f"{case.name}: {fact.subject}", reason, "country"))
+            else:
+                rows.append(_line(case, k, (fact, other.facts[k]), (tables[place], place)))
+    return pd.DataFrame(rows), excluded
 
 
-def _line(case: Case, facts: tuple[Fact, Fact], row: Row, text: Row | None) -> dict[str, object]:
-    fact, other = facts
+def _line(case: Case, k: int, facts: tuple[Fact, Fact], found: tuple[Table, Placement]) -> dict[str, object]:
+    (fact, other), (rows, place) = facts, found
+    row, as_text = rows.rows[None, k, place, 0], rows.rows["phrase-only", k, (None, None), 0]
     said = row.text or ""
+
+    def shuffled(of: Fact) -> float:
+        score = rows.drawn(
+            "shuffled", lambda _, other_row: matches(other_row.text or "", of.answers), [k], [place], DRAWS
+        )
+        return float(score.mean())
+
     return {
         "country": fact.subject, "relation": case.name, "expected": fact.object, "other": other.object,
+        "differ": not _same(fact, other), "leaks": fact.leaks or other.leaks or "leaked" in row.flags,
+        "known": matches(as_text.text or "", fact.answers),
         "source_layer": row.source_layer, "target_layer": row.target_layer,
-        "right": matches(said, fact.answers), "says_other": matches(said, other.answers), "text": said,
-        "right_as_text": None if text is None else matches(text.text or "", fact.answers),
+        "right": matches(said, fact.answers), "says_other": matches(said, other.answers),
+        "right_shuffled": shuffled(fact), "says_other_shuffled": shuffled(other), "text": said,
     }  # fmt: skip
 
 
@@ -105,7 +112,3 @@ def _placement(outcome: Outcome, fact: Fact) -> Placement:
         if outcome.case.facts[item].subject == fact.subject:
             return outcome.placement(k)
     return outcome.grid.placements[0]
-
-
-def _known(outcome: Outcome, fact: Fact) -> bool:
-    return any(known.subject == fact.subject for known in outcome.case.facts)

@@ -4,13 +4,15 @@ For each relation: a carrier sentence that ends with the subject, whose last tok
 template with the placeholder in the subject's stead, written at ℓ*. Donors are the relation's other subjects.
 """
 
+import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from patchscopes.analysis.matching import fold
 from patchscopes.data import Exclusion, Fact, Relation
 from patchscopes.errors import PatchscopesError
-from patchscopes.prompts import resolve_target
+from patchscopes.prompts import resolve_positions, resolve_target, tokenize
 from patchscopes.rng import philox
 from patchscopes.spec import InspectionPrompt, Readout, Source, Sweep
 from patchscopes.studies.setup import Setup, Stage
@@ -32,7 +34,6 @@ class Scale:
     sources: tuple[float, ...]  # ℓ of the grid
     targets: tuple[float, ...]  # ℓ* of the grid
     coarse: tuple[float, ...]  # ℓ at which the other controls are run over all ℓ*
-    probed: tuple[float, ...]  # ℓ at which probes are trained
     n_asked: int  # facts of a relation that the model is asked for
     n_total: int  # facts that are run, over all relations
     n_per_relation: int
@@ -46,7 +47,6 @@ FULL = Scale(
     sources=(0.0, 0.07, 0.13, 0.23, 0.33, 0.47, 0.6, 0.77, 0.93),
     targets=(0.0, 0.07, 0.2, 0.33, 0.53, 0.8),
     coarse=(0.13, 0.47),
-    probed=(0.0, 0.13, 0.33, 0.6, 0.93),
     n_asked=200,
     n_total=600,
     n_per_relation=30,
@@ -59,7 +59,6 @@ QUICK = Scale(
     sources=(0.0, 0.13, 0.33, 0.6),
     targets=(0.0, 0.1, 0.33),
     coarse=(0.13,),
-    probed=(0.13, 0.33),
     n_asked=60,
     n_total=60,
     n_per_relation=12,
@@ -85,8 +84,15 @@ class Case:
 
     @property
     def slug(self) -> str:
-        """The name as a folder's."""
-        return re.sub(r"[^a-z0-9]+", "-", self.name.lower()).strip("-") or "relation"
+        """The name as a folder's: another name has another folder, whatever letters it is written in."""
+        plain = re.sub(r"[^a-z0-9]+", "-", self.name.lower()).strip("-")
+        if plain.replace("-", " ") == self.name:
+            return plain
+        return f"{plain or 'relation'}-{hashlib.sha256(self.name.encode()).hexdigest()[:8]}"
+
+    def accepts(self, item: int) -> frozenset[str]:
+        """The answers that are right for fact number `item`, as they are compared."""
+        return frozenset(fold(answer) for answer in self.facts[item].answers)
 
     @property
     def subjects(self) -> tuple[str, ...]:
@@ -127,8 +133,13 @@ class Design:
 
     @property
     def probed(self) -> tuple[int, ...]:
-        """ℓ at which probes are trained."""
-        return self._layers(self.scale.probed)
+        """ℓ at which probes are trained: those of the grid that may be chosen, so that both have the same choice."""
+        return tuple(layer for layer in self.sources if layer > 0)
+
+    @property
+    def n_cities(self) -> int:
+        """Countries whose capitals and largest cities are compared, those where they differ first."""
+        return 24 if self.setup.quick else 200
 
     @property
     def eligible(self) -> list[int]:
@@ -139,6 +150,11 @@ class Design:
     def placements(self) -> list[tuple[int, int]]:
         """Every (ℓ, ℓ*) of the grid, ℓ* running fastest."""
         return [(source, target) for source in self.sources for target in self.targets]
+
+    def most(self, case: Case) -> int:
+        """How many facts of `case` are run at most."""
+        uncapped = case.name in UNCAPPED and not self.setup.quick
+        return len(case.facts) if uncapped else min(self.cap, len(case.facts))
 
     def asked(self, case: Case) -> Stage:
         """Does the model give the object from text? The template with the subject in it, as phrase-only runs it."""
@@ -222,11 +238,14 @@ def _scoring(sweep: Sweep, objects: Sequence[str]) -> Sweep:
 
 
 def source(case: Case, fact: Fact, context: int | None = None) -> Source:
-    """The sentence that ends with the subject, read at the subject's last token."""
+    """The sentence that ends with the subject, read at the subject's last token, its last occurrence."""
     sentences = case.relation.contexts_of(fact)
     template = case.relation.carrier if context is None else sentences[context % len(sentences)]
     text = template.replace("{}", fact.subject)
-    return Source(text, at=f"text:{fact.subject}", expect=fact.answers, item=fact.subject)
+    at = f"text:{fact.subject}"
+    if text.find(fact.subject) + len(fact.subject) < len(text):  # "Nobody in the room had heard of hear"
+        at = rf"re:{re.escape(fact.subject)}\Z"
+    return Source(text, at=at, expect=fact.answers, item=fact.subject)
 
 
 def shuffled_facts(setup: Setup, relation: Relation) -> list[Fact]:
@@ -254,8 +273,24 @@ def cases_of(setup: Setup, relations: Sequence[Relation], design: Design) -> tup
         asked = facts[: design.scale.n_asked]
         reason = f"beyond the {design.scale.n_asked} facts of a relation that the model is asked for"
         excluded.extend(Exclusion(f"{relation.name}: {fact.subject}", reason) for fact in facts[len(asked) :])
-        cases.append(Case(relation, prompt, tuple(asked)))
+        case = Case(relation, prompt, tuple(asked))
+        unread = {fact.subject: why for fact in asked if (why := _unreadable(design, case, fact))}
+        excluded.extend(Exclusion(f"{relation.name}: {subject}", why) for subject, why in unread.items())
+        if len(unread) < len(asked):
+            cases.append(replace(case, facts=tuple(fact for fact in asked if fact.subject not in unread)))
     return cases, excluded
+
+
+def _unreadable(design: Design, case: Case, fact: Fact) -> str:
+    """Why the subject's last token cannot be read in one of its sentences; "" where it can in all of them."""
+    for number in (None, *range(design.scale.n_contexts)):
+        sentence = source(case, fact, number)
+        assert sentence.at is not None
+        try:
+            resolve_positions(design.setup.model, tokenize(design.setup.model, sentence.text, bos="auto"), sentence.at)
+        except PatchscopesError as error:
+            return f"the subject cannot be read in a sentence: {str(error).splitlines()[0]}"
+    return ""
 
 
 def _prompt(setup: Setup, relation: Relation) -> InspectionPrompt | None:

@@ -51,6 +51,11 @@ class Grid:
         """The subjects of `items`."""
         return [self.case.facts[item].subject for item in self.items]
 
+    @property
+    def n_classes(self) -> int:
+        """How many different objects `items` have."""
+        return len({fold(self.case.facts[item].object) for item in self.items})
+
     @cached_property
     def own(self) -> Floats:
         """Hits (item, placement)."""
@@ -99,21 +104,24 @@ class Grid:
         return best
 
     def majority(self) -> Floats:
-        """Whether the most frequent object of the other folds is the item's own: what always saying the same scores."""
+        """Whether the most frequent object of the other folds is right for the item: what always saying it scores."""
         objects = np.array([fold(self.case.facts[item].object) for item in self.items])
-        found = np.zeros(len(objects))
+        said = []
         for k in range(N_FOLDS):
             values, counts = np.unique(objects[self.folds != k], return_counts=True)
-            found[self.folds == k] = objects[self.folds == k] == values[counts.argmax()]
-        return found
+            said.append(str(values[counts.argmax()]))
+        right = [said[fold_] in self.case.accepts(item) for item, fold_ in zip(self.items, self.folds, strict=True)]
+        return np.array(right, dtype=float)
 
 
 @dataclass(frozen=True)
 class Rank:
     """How an item's object stands among the relation's, by ℓ: (item, ℓ), and with donors (item, draw, ℓ).
 
-    `first`: it is raised most over the unpatched prompt; `reciprocal`: 1 over its rank by that; `gain`: by how many
-    nats it is likelier than unpatched; `logprob`: its ln p given that it is one of the objects, minus its surprisal.
+    `first`: it is raised most over the unpatched prompt; `reciprocal`: 1 over its rank by that; both in expectation
+    where objects are raised alike, as all are by no write. `gain`: by how many nats it is likelier than unpatched;
+    `logprob`: its ln p given that it is one of the objects, minus its surprisal. Another object that is right as well
+    (an alias) does not compete.
     """
 
     first: Floats
@@ -140,14 +148,28 @@ def ranks(case: Case, table: Results, wanted: Sequence[tuple[int, Key]]) -> Rank
         if row.status == "ok" and row.candidate is not None:
             cell = row.control, row.source_index, (row.source_layer, row.target_layer), row.draw
             by_cell.setdefault(cell, {})[fold(row.candidate)] = row
-    gains, ranked, logprobs = [], [], []
+    found = []
     for item, key in wanted:
-        rows = by_cell[key]
-        own = fold(case.facts[item].object)
-        raised = {answer: row.logprob_minus_unpatched or 0.0 for answer, row in rows.items()}
-        gains.append(raised[own])
-        ranked.append(sum(value >= raised[own] for value in raised.values()))  # ties share the worse
-        likely = {answer: row.logprob or 0.0 for answer, row in rows.items()}
-        logprobs.append(likely[own] - np.logaddexp.reduce(list(likely.values())))
-    rank = np.array(ranked, dtype=float)
-    return Rank((rank == 1).astype(float), 1 / rank, np.array(gains), np.array(logprobs))
+        own, accepted = fold(case.facts[item].object), case.accepts(item)
+        rows = {answer: row for answer, row in by_cell[key].items() if answer == own or answer not in accepted}
+        raised = {answer: _raised(row) for answer, row in rows.items()}
+        first, reciprocal = _place(raised[own], np.array(list(raised.values())))
+        likely = np.logaddexp.reduce([_number(row.logprob) for row in rows.values()])
+        found.append((first, reciprocal, raised[own], _number(rows[own].logprob) - likely))
+    return Rank(*np.array(found, dtype=float).reshape(len(found), 4).T)
+
+
+def _place(own: float, values: Floats) -> tuple[float, float]:
+    """Whether `own` is the highest of `values`, and 1 over its rank: in expectation where others are equal to it."""
+    above, equal = int((values > own).sum()), int((values == own).sum())
+    return (1 / equal if not above else 0.0), float(np.mean(1 / np.arange(above + 1, above + equal + 1)))
+
+
+def _raised(row: Row) -> float:
+    """By how much the row's candidate is likelier than in the unpatched prompt: by 0 where nothing was written."""
+    return 0.0 if row.control == "unpatched" else _number(row.logprob_minus_unpatched)
+
+
+def _number(value: float | None) -> float:
+    assert value is not None  # rows that are ok have both
+    return value

@@ -6,8 +6,10 @@ from dataclasses import replace
 from patchscopes.analysis.matching import fold, matches
 from patchscopes.data import Exclusion, Fact
 from patchscopes.results import Results
-from patchscopes.studies.attribute_extraction.design import FEWEST, UNCAPPED, Case, Design
+from patchscopes.studies.attribute_extraction.design import FEWEST, Case, Design
 from patchscopes.studies.texts import Table
+
+SINGLE_CLASS = "a relation with a single class: nothing to tell apart"
 
 
 def known_cases(
@@ -18,7 +20,7 @@ def known_cases(
     for case in cases:
         known, unknown = _split(case, results[case.name])
         excluded.extend(unknown)
-        most = len(known) if case.name in UNCAPPED and not design.setup.quick else design.cap
+        most = min(design.most(case), len(known))
         # What can be copied is reported apart, and takes no room from what cannot.
         clean, leaking = ([fact for fact in known if fact.leaks == leaks] for leaks in (False, True))
         reason = f"beyond the {most} known facts of a relation that are run"
@@ -27,10 +29,8 @@ def known_cases(
         if len(clean) < FEWEST:
             reason = f"a relation of which the model knows fewer than {FEWEST} facts"
             excluded.extend(_left(case, fact, reason) for fact in facts)
-        elif len({fold(fact.object) for fact in facts}) < 2:
-            excluded.extend(
-                _left(case, fact, "a relation with a single class: nothing to tell apart") for fact in facts
-            )
+        elif len({fold(fact.object) for fact in clean[:most]}) < 2:
+            excluded.extend(_left(case, fact, SINGLE_CLASS) for fact in facts)
         else:
             kept.append(replace(case, facts=tuple(facts)))
     return kept, excluded

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from patchscopes.analysis.matching import fold
+from patchscopes.data import Exclusion
 from patchscopes.results import Results
 from patchscopes.studies.attribute_extraction.design import DRAWS, Case, Design
 from patchscopes.studies.attribute_extraction.hits import Grid, Key, Rank, naming, ranks
@@ -59,19 +60,52 @@ class Outcome:
 
     @cached_property
     def in_contexts(self) -> dict[str, Floats]:
-        """Held-out hits in the other source sentences, and the mean of their donors' there: (item, context)."""
+        """Held-out hits in the other source sentences, and the mean of their donors' there: (item, context).
+
+        NaN where a sentence holds the answer, could not be run, or is none of its own (a fact may have fewer).
+        """
         shape = len(self.grid.items), self.design.scale.n_contexts
-        own, shuffled = np.zeros(shape), np.zeros(shape)
+        own, shuffled = np.full(shape, np.nan), np.full(shape, np.nan)
         for number in range(self.design.scale.n_contexts):
-            tables = {
-                place: Table.of(self.contexts[number, place], self.case.prompt.label, len(self.case.facts))
-                for place in self.chosen
-            }
             for k, item in enumerate(self.grid.items):
-                table, places = tables[self.placement(k)], [self.placement(k)]
-                own[k, number] = table.own(self._score, [item], places)[0, 0]
-                shuffled[k, number] = table.drawn("shuffled", self._score, [item], places, DRAWS).mean()
+                table, places = self._context_tables[number, self.placement(k)], [self.placement(k)]
+                if number < self._n_sentences(item) and not self._lost_context(number, k):
+                    own[k, number] = table.own(self._score, [item], places)[0, 0]
+                    shuffled[k, number] = table.drawn("shuffled", self._score, [item], places, DRAWS).mean()
         return {"own": own, "shuffled": shuffled}
+
+    @property
+    def context_items(self) -> list[int]:
+        """Positions among the items that have a score in another sentence."""
+        return np.flatnonzero(~np.isnan(self.in_contexts["own"]).all(axis=1)).tolist()
+
+    def contexts_left_out(self) -> list[Exclusion]:
+        """The sentences that are not scored, of the facts that are."""
+        return [
+            Exclusion(f"{self.case.name}: {self.case.facts[item].subject}", reason, "context")
+            for number in range(self.design.scale.n_contexts)
+            for k, item in enumerate(self.grid.items)
+            if number < self._n_sentences(item) and (reason := self._lost_context(number, k))
+        ]
+
+    def _lost_context(self, number: int, k: int) -> str:
+        """Why a sentence of item number k is not scored; "" where it is."""
+        item, place = self.grid.items[k], self.placement(k)
+        table = self._context_tables[number, place]
+        if item in table.missing:
+            return table.missing[item].splitlines()[0]
+        leaks = "leaked" in table.rows[None, item, place, 0].flags
+        return "the answer stands in this source sentence" if leaks else ""
+
+    def _n_sentences(self, item: int) -> int:
+        return len(self.case.relation.contexts_of(self.case.facts[item]))
+
+    @cached_property
+    def _context_tables(self) -> dict[tuple[int, Placement], Table]:
+        return {
+            key: Table.of(results, self.case.prompt.label, len(self.case.facts))
+            for key, results in self.contexts.items()
+        }
 
     @cached_property
     def exists(self) -> dict[str, Floats]:
@@ -136,6 +170,11 @@ class Outcome:
         return ranks(
             self.case, results, [(item, (control, None if of_no_source else item, place, 0)) for item in items]
         )
+
+    def rank_values(self, control: str, score: str) -> Floats:
+        """One of RANKS with a control, as `rank_beside`."""
+        values: Floats = getattr(self.rank_beside(control), score)
+        return values
 
     @cached_property
     def probe(self) -> Probed:

@@ -13,7 +13,7 @@ from patchscopes.studies.headline import NEEDED
 from patchscopes.studies.report import Finding, framed, shown, shown_p
 from patchscopes.studies.walk import sentence
 
-NOTE = "Bars: 95 % bootstrap over subjects."
+NOTE = "Bars: 95 % intervals over subjects."
 By = Mapping[tuple[str, str | None], Finding]
 
 
@@ -102,16 +102,17 @@ def page(
             "",
             "Held out: hits at the chosen placement. − shuffled: minus the mean of 5 other subjects' states there. "
             f"Stands: above 0 beside {', '.join(NEEDED)} each. Some ℓ*: the paper's score, mean over ℓ. Level at: "
-            "labelled subjects with which the probe draws level.",
+            "labelled subjects from which on the probe is no worse; – where there is no hit to draw level with.",
             "",
             *(_cities(by, cities) if cities is not None else []),
         ],
         certainty=(
             "Intervals are 95 %, bootstrapped over subjects; a subject of several relations is one. p of paired "
-            "comparisons are of sign flips of whole subjects, with Holm's correction. “Shuffled” is the mean over "
-            f"{DRAWS} other subjects of the relation, whatever their answers: where many share an answer, it hits too. "
-            "The probe is logistic regression on the same states, its C and ℓ chosen in the training folds; where its "
-            "ceiling is 0, no class occurs twice and it cannot be right."
+            "comparisons are of sign flips of whole subjects, with Holm's correction: over the controls of a score, or "
+            f"over the relations (the paper's score, the probe). “Shuffled” is the mean over {DRAWS} other subjects of "
+            "the relation, whatever their answers: where many share an answer, it hits too. The probe is logistic "
+            "regression on the same states, its C and ℓ chosen in the training folds; where its ceiling is 0, no class "
+            "occurs twice and it cannot be right."
         ),
         left_out=left_out,
     )
@@ -132,19 +133,20 @@ def _summary(by: By, outcomes: Mapping[str, Outcome]) -> list[str]:
         f"- The paper's score, a hit at some ℓ*, is {exists} on the average over ℓ; with shuffled states the same "
         f"best-of has {shown(exists.estimate - by[f'exists/{ALL}', 'shuffled'].estimate)}, so that "
         f"{by[f'exists/{ALL}', 'shuffled']} remain.",
-        f"- In other source sentences {by[f'contexts/{ALL}', 'shuffled']} above shuffled.",
         "- From the subject as text the model gives "
         f"{shown(chosen.estimate - by[f'chosen/{ALL}', 'phrase-only'].estimate)} (by selection: a fact is kept only "
         "then).",
         f"- Beside the probe: better in {len(above)} relations, worse in {len(below)}, not told apart in "
         f"{len(probe) - len(above) - len(below)} (p < 0.05 after Holm).",
     ]
-    if (f"rank-first/{ALL}", None) in by:
-        lines.insert(
-            3,
-            f"- Among the relation's objects, the right one is raised most in {by[f'rank-first/{ALL}', None]}; "
-            f"{by[f'rank-first/{ALL}', 'shuffled']} more than with shuffled states.",
+    if ranked := by.get((f"rank-first/{ALL}", None)):
+        lines.append(
+            f"- Among the relation's objects, the right one is raised most in {ranked}; "
+            f"{by[f'rank-first/{ALL}', 'shuffled']} more than with shuffled states. That is of the {ranked.n_items} "
+            "facts whose object is among those that are ranked."
         )
+    if in_contexts := by.get((f"contexts/{ALL}", "shuffled")):
+        lines.append(f"- In other source sentences {in_contexts} above shuffled.")
     return lines
 
 
@@ -174,13 +176,12 @@ def _relations(by: By, outcomes: Mapping[str, Outcome]) -> str:
         classes = len({outcome.case.facts[item].object for item in outcome.grid.items})
         first = by.get((f"rank-first/{name}", None))
         probe, ceiling = by[f"probe-correct/{name}", None], by[f"probe-possible/{name}", None]
-        level = outcome.probe.level
         cells = (
             name, f"{len(outcome.grid.items)}, {classes}", shown(by[f"chosen/{name}", None].estimate),
             str(by[f"chosen/{name}", "shuffled"]), "yes" if stands(by, name) else "no",
             shown(by[f"exists/{name}", None].estimate), str(by[f"exists/{name}", "shuffled"]),
             shown(first.estimate) if first else "–", f"{shown(probe.estimate)} ({shown(ceiling.estimate)})",
-            str(by[f"patchscope-minus-probe/{name}", "probe"]), "never" if level is None else str(level),
+            str(by[f"patchscope-minus-probe/{name}", "probe"]), shown(outcome.probe.level).removesuffix(".00"),
         )  # fmt: skip
         rows.append("| " + " | ".join(cells) + " |")
     return "\n".join([head, *rows])

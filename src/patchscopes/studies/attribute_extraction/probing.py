@@ -1,5 +1,6 @@
 """The probe beside the Patchscope: the very states that are patched, the same folds, the same held-out subjects."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -9,7 +10,7 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from patchscopes.analysis.matching import fold
-from patchscopes.analysis.probe import Probe, learning_curve, probe
+from patchscopes.analysis.probe import Labels, Probe, learning_curve, probe
 from patchscopes.compute import compute_of
 from patchscopes.engine.states import States
 from patchscopes.plan import SourcePass
@@ -23,35 +24,45 @@ SIZES = (2, 4, 8, 16, 32, 64)
 
 @dataclass(frozen=True)
 class Probed:
-    """A case's probe: at every ℓ, and at the one that the training folds chose. `level` is None where never reached."""
+    """A case's probe: at every ℓ, and at the one that the training folds chose.
+
+    `level` is the number of labelled subjects from which on it is no worse than the Patchscope: infinite where it
+    always is, NaN where the Patchscope has no hit to draw level with.
+    """
 
     by_layer: dict[int, Probe]
     chosen: Probe
     curve: pd.DataFrame
-    level: int | None
+    level: float
 
 
 def probed(grid: Grid, patchscope: NDArray[np.float64]) -> Probed:
     """Probe the items of `grid`; `patchscope` are their held-out hits, with which the learning curve may draw level."""
     design, case = grid.design, grid.case
     classes = [fold(case.facts[item].object) for item in grid.items]
-    seed = design.setup.seed
+    seed, labels = design.setup.seed, Labels(classes, grid.folds, [case.accepts(item) for item in grid.items])
     states = states_of(grid)
     layers = design.probed
     with threadpool_limits(1):  # the matrices are small: threads would only wait for each other
-        by_layer = {layer: probe(states[:, :, k], classes, grid.folds, seed=seed) for k, layer in enumerate(layers)}
+        by_layer = {layer: probe(states[:, :, k], labels, seed=seed) for k, layer in enumerate(layers)}
     best = np.array([[by_layer[layer].inside[k] for layer in layers] for k in range(N_FOLDS)]).argmax(axis=1)
     chosen = _at(best, [by_layer[layer] for layer in layers], grid.folds)
-    layer = int(np.bincount(best).argmax())
-    sizes = [size for size in SIZES if size < (grid.folds != 0).sum()] + [int((grid.folds != 0).sum())]
-    strength = by_layer[layers[layer]].strength
+    trained = [int((grid.folds != k).sum()) for k in range(N_FOLDS)]
+    sizes = [size for size in SIZES if size < min(trained)] + [max(trained)]
     with threadpool_limits(1):
-        accuracy = learning_curve(states[:, :, layer], classes, grid.folds, sizes, seed=seed, strength=strength)
+        accuracy = learning_curve([states[:, :, k] for k in best], labels, sizes, seed=seed, strengths=chosen.strengths)
     curve = pd.DataFrame(
         {"relation": case.name, "n_labelled": sizes, "probe": accuracy, "patchscope": patchscope.mean()}
     )
-    level = next((size for size, score in zip(sizes, accuracy, strict=True) if score >= patchscope.mean()), None)
-    return Probed(by_layer, chosen, curve, level)
+    return Probed(by_layer, chosen, curve, level_of(sizes, accuracy, float(patchscope.mean())))
+
+
+def level_of(sizes: Sequence[int], accuracy: Sequence[float], patchscope: float) -> float:
+    """The first of `sizes` from which on the accuracy is at least `patchscope` (see `Probed.level`)."""
+    if patchscope == 0:
+        return math.nan
+    below = [size for size, score in zip(sizes, accuracy, strict=True) if score < patchscope]
+    return float(min((size for size in sizes if not below or size > max(below)), default=math.inf))
 
 
 def states_of(grid: Grid) -> NDArray[np.float64]:
@@ -89,6 +100,8 @@ def _at(best: NDArray[np.int64], probes: Sequence[Probe], folds: NDArray[np.int6
     def pick(name: str) -> NDArray[np.bool_]:
         return np.array([getattr(probes[layer], name)[item] for item, layer in enumerate(index)])
 
-    inside = tuple(probes[layer].inside[k] for k, layer in enumerate(best))
+    inside, strengths = (
+        tuple(getattr(probes[layer], name)[k] for k, layer in enumerate(best)) for name in ("inside", "strengths")
+    )
     picked = {name: pick(name) for name in ("correct", "shuffled", "majority", "possible")}
-    return Probe(**picked, inside=inside, strength=probes[int(best[0])].strength)
+    return Probe(**picked, inside=inside, strengths=strengths)

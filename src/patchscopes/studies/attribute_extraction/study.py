@@ -3,7 +3,7 @@
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Unpack
 
 import pandas as pd
@@ -13,10 +13,10 @@ from patchscopes.errors import DataError
 from patchscopes.models import Model
 from patchscopes.results import Results
 from patchscopes.studies.attribute_extraction import cities
-from patchscopes.studies.attribute_extraction.design import FEWEST, Case, Design, cases_of
+from patchscopes.studies.attribute_extraction.design import FEWEST, N_FOLDS, UNCAPPED, Case, Design, cases_of
 from patchscopes.studies.attribute_extraction.findings import all_findings, told_apart
 from patchscopes.studies.attribute_extraction.hits import Grid
-from patchscopes.studies.attribute_extraction.known import known_cases
+from patchscopes.studies.attribute_extraction.known import SINGLE_CLASS, known_cases
 from patchscopes.studies.attribute_extraction.outcome import Outcome, objects_of
 from patchscopes.studies.attribute_extraction.page import figures, page
 from patchscopes.studies.attribute_extraction.tables import grid_table, item_table, layer_table, relation_table
@@ -25,6 +25,7 @@ from patchscopes.studies.report import Finding, Report, findings_table, left_out
 from patchscopes.studies.setup import Setup, Stage, StudyOptions
 
 NAME = "attribute-extraction"
+LESS = "less by the facts that the model does not know, and where folds choose one placement: often half of it"
 
 
 def run(model: Model, **options: Unpack[StudyOptions]) -> Report:
@@ -37,7 +38,7 @@ def run(model: Model, **options: Unpack[StudyOptions]) -> Report:
     data = load_relations(setup.data)
     design = Design.of(setup, len(data.items))
     cases, excluded = cases_of(setup, data.items, design)
-    setup.announce(_most(design, cases), at_most=True)
+    setup.announce(_most(design, cases), less=LESS)
     known, unknown = known_cases(design, cases, {case.name: setup.run(design.asked(case)) for case in cases})
     excluded = [*data.excluded, *excluded, *unknown]
     outcomes, lost = _outcomes(design, known)
@@ -47,7 +48,8 @@ def run(model: Model, **options: Unpack[StudyOptions]) -> Report:
             f"of no relation in {data.source} does {model.id} know {FEWEST} facts; what was left out: "
             f"{dict(Counter(exclusion.reason for exclusion in excluded))}."
         )
-    table, told = _cities(design, data, outcomes)
+    table, told, lost = _cities(design, data, outcomes)
+    excluded += lost
     findings = [*all_findings(outcomes, setup.seed), *told]
     report = _report(design, data, Outcomes(outcomes, findings, table, excluded), began)
     if setup.out is not None:
@@ -56,16 +58,23 @@ def run(model: Model, **options: Unpack[StudyOptions]) -> Report:
 
 
 def _most(design: Design, cases: Sequence[Case]) -> list[Stage]:
-    """The main stages if the model knew everything: what the study costs at most."""
+    """The stages if the model knew everything and each fold chose another placement: what the study costs at most."""
     stages = [design.asked(case) for case in cases]
+    place = design.placements[-1]
     for case in cases:
-        full = Case(case.relation, case.prompt, case.facts[: design.cap])
+        full = replace(case, facts=case.facts[: design.most(case)])
         if len(full.facts) < FEWEST:
             continue
         objects = tuple(dict.fromkeys(fact.object for fact in full.facts))[: design.scale.n_objects]
-        place = design.placements[-1]
-        stages += [design.grid(full), design.best_of(full), design.chosen(full, place)]
+        stages += [design.grid(full), design.best_of(full)]
+        contexts = [design.contexts(full, place, number) for number in range(design.scale.n_contexts)]
+        stages += [replace(stage, times=N_FOLDS) for stage in (design.chosen(full, place), *contexts)]
         stages += [design.ranked(full, place[1], objects), design.ranked_controls(full, place, objects)]
+    both = {case.name: case for case in cases if case.name in UNCAPPED}
+    if len(both) == len(UNCAPPED):
+        pair = cities.pair_of(both, design.n_cities)
+        for case in pair.cases:
+            stages += [replace(stage, times=N_FOLDS) for stage in cities.stages(design, case, [place])]
     return stages
 
 
@@ -78,11 +87,12 @@ def _outcomes(design: Design, cases: Sequence[Case]) -> tuple[dict[str, Outcome]
         lost = {item: reason.splitlines()[0] for item, reason in grid.table.missing.items()}
         lost |= dict.fromkeys(grid.leaked_items, "leaked: reported apart")
         excluded.extend(Exclusion(f"{case.name}: {case.facts[k].subject}", reason) for k, reason in lost.items())
-        if len(grid.items) < FEWEST:
-            reason = f"a relation with fewer than {FEWEST} facts whose answer cannot be copied"
+        too_few = f"a relation with fewer than {FEWEST} facts whose answer cannot be copied"
+        if reason := too_few if len(grid.items) < FEWEST else SINGLE_CLASS if grid.n_classes < 2 else "":
             excluded.extend(Exclusion(f"{case.name}: {subject}", reason) for subject in grid.subjects)
             continue
         found[case.name] = _outcome(grid)
+        excluded.extend(found[case.name].contexts_left_out())
     return found, excluded
 
 
@@ -108,14 +118,17 @@ def _outcome(grid: Grid) -> Outcome:
 
 def _cities(
     design: Design, data: DataSet[Relation], outcomes: Mapping[str, Outcome]
-) -> tuple[pd.DataFrame | None, list[Finding]]:
-    """Capitals and largest cities, where both were run."""
-    pair = cities.pair_of(data.items, outcomes, 24 if design.setup.quick else 200)
-    if pair is None:
-        return None, []
-    results = {stage.name: design.setup.run(stage) for stage in cities.stages(design, pair, outcomes)}
-    table = cities.table(pair, outcomes, results)
-    return table, told_apart(table, design.setup.seed)
+) -> tuple[pd.DataFrame | None, list[Finding], list[Exclusion]]:
+    """Capitals and largest cities of all countries, where both relations were run."""
+    if not set(UNCAPPED) <= set(outcomes):
+        return None, [], []
+    relations = {relation.name: relation for relation in data.items}
+    pair = cities.pair_of({n: replace(outcomes[n].case, facts=relations[n].facts) for n in UNCAPPED}, design.n_cities)
+    stages = [
+        stage for case in pair.cases for stage in cities.stages(design, case, outcomes[case.name].grid.placements)
+    ]
+    table, lost = cities.table(pair, outcomes, {stage.name: design.setup.run(stage) for stage in stages})
+    return table, told_apart(table, design.setup.seed), lost
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +142,8 @@ class Outcomes:
 
 
 def _report(design: Design, data: DataSet[Relation], found: Outcomes, began: float) -> Report:
-    notes, outcomes, findings, table = _notes(design), found.by_relation, found.findings, found.cities
+    outcomes, findings, table = found.by_relation, found.findings, found.cities
+    notes = [*data.notes, *_notes(design)]
     layers, grid = layer_table(outcomes, design.setup.seed), grid_table(outcomes, design.setup.seed)
     counts = Counter(exclusion.reason for exclusion in found.excluded)
     tables = {
@@ -139,7 +153,7 @@ def _report(design: Design, data: DataSet[Relation], found: Outcomes, began: flo
         "layers": layers,
         "items": item_table(outcomes),
         "learning": pd.concat([outcome.probe.curve for outcome in outcomes.values()]),
-        "excluded": pd.DataFrame([(e.item, e.reason) for e in found.excluded], columns=["item", "reason"]),
+        "excluded": pd.DataFrame([asdict(e) for e in found.excluded], columns=["item", "reason", "kind"]),
     }
     if table is not None:
         tables["cities"] = table
@@ -155,7 +169,7 @@ def _report(design: Design, data: DataSet[Relation], found: Outcomes, began: flo
         },
         provenance=provenance_of(
             design.setup,
-            data={"name": data.name, "source": data.source, "sha256": data.sha256},
+            data=data,
             design={
                 "relations": {name: list(outcome.case.subjects) for name, outcome in outcomes.items()},
                 "sources": list(design.sources),
@@ -171,15 +185,16 @@ def _report(design: Design, data: DataSet[Relation], found: Outcomes, began: flo
 def _notes(design: Design) -> list[str]:
     """What the design leaves out by rule."""
     scale = design.scale
+    uncapped = "" if design.setup.quick else " (capitals and largest cities: all)"
     return [
         "ℓ = 0 is in tables and figures, and never chosen or averaged: written at ℓ* = 0 it is the token as text",
         f"the grid has ℓ = {', '.join(map(str, design.sources))} and ℓ* = {', '.join(map(str, design.targets))}",
-        f"at most {design.cap} known facts of a relation are run (capitals and largest cities: all), so that the whole "
-        f"stays near {scale.n_total}",
+        f"at most {design.cap} known facts of a relation are run{uncapped}, so that the whole stays near "
+        f"{scale.n_total}",
         f"the best over ℓ* of random, random-state, mean and zero: at ℓ = {', '.join(map(str, design.coarse))}, for "
         f"{scale.n_coarse} facts of a relation, one draw; at the chosen placement: all facts, 5 draws",
-        f"other source sentences: {scale.n_contexts}, at the chosen placements; texts are {scale.max_new_tokens} "
-        "tokens long, as were those that decided what the model knows",
+        f"other source sentences: at most {scale.n_contexts}, at the chosen placements; texts are "
+        f"{scale.max_new_tokens} tokens long, as were those that decided what the model knows",
         f"at most {scale.n_objects} objects of a relation are ranked; probes at ℓ = "
         f"{', '.join(map(str, design.probed))}",
     ]

@@ -42,7 +42,7 @@ def run(model: Model, **options: Unpack[StudyOptions]) -> Report:
     scored = Scored(design, choice, results, items, names)
     findings = all_findings(scored)
     excluded = [*data.excluded, *design.excluded, *missing, *lost]
-    notes = [*_notes(design), *_gaps(design, results)]
+    notes = [*data.notes, *_notes(design), *_gaps(design, results)]
     curves = curve_table(scored)
     report = Report(
         study=NAME,
@@ -61,7 +61,7 @@ def run(model: Model, **options: Unpack[StudyOptions]) -> Report:
         },
         provenance=provenance_of(
             setup,
-            data={"name": data.name, "source": data.source, "sha256": data.sha256},
+            data=data,
             design={
                 "reported": scored.names,
                 "choosing": list(choice.chose),

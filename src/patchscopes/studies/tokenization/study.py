@@ -45,7 +45,7 @@ def run(model: Model, **options: Unpack[StudyOptions]) -> Report:
     scored = Scored(design, choice, results, items, detokenise(design, tell=setup.tell))
     findings, curves = all_findings(scored), tables.curve_table(scored)
     excluded = [*data.excluded, *design.excluded, *missing, *scored.words.excluded, *lost, *lost_forms(scored)]
-    notes = _notes(design)
+    notes = [*data.notes, *_notes(design)]
     report = Report(
         study=NAME,
         findings=findings,
@@ -66,7 +66,7 @@ def run(model: Model, **options: Unpack[StudyOptions]) -> Report:
         },
         provenance=provenance_of(
             setup,
-            data={"name": data.name, "source": data.source, "sha256": data.sha256},
+            data=data,
             design={
                 "reported": [name.entity.name for name in design.names],
                 "choosing": list(choice.chose),
