@@ -55,6 +55,7 @@ def test_form(tmp_path: Path) -> None:
         (entity(tier=4), "tier is not 1, 2 or 3"),
         (entity(tier="1"), "tier is not 1, 2 or 3"),
         (entity(tier=True), "tier is not 1, 2 or 3"),
+        (entity(description=" "), "description is empty"),
         (entity(keywords=["", " "]), "no keywords"),
         (entity(keywords=["paley", "Bridge"]), "keyword stands in the name"),
         (entity("old mill"), "name given twice with different entries"),

@@ -180,10 +180,11 @@ def test_the_folder_has_what_the_report_has(babbled: Done) -> None:
 
 
 def test_the_cost_is_told_first_and_the_choice_before_the_rest(babbled: Done) -> None:
-    assert babbled.told[0].startswith("7 stages, ")
+    assert babbled.told[0].startswith("8 stages, ")
     assert babbled.told[1] == "stage choice"
     assert babbled.told[2].startswith("chosen on 30 entities that are not reported: ℓ* = ")
-    assert babbled.told[3:] == [f"stage {name}" for name in ("same", "fixed", "controls", "surprisal", "bare", "short")]
+    after = ("same", "fixed", "controls", "surprisal", "surprisal-controls", "bare", "short")
+    assert babbled.told[3:] == [f"stage {name}" for name in after]
 
 
 def comparable(summary: dict[str, Any]) -> dict[str, Any]:
@@ -286,7 +287,8 @@ def test_the_resolved_share_is_rule_23_by_plain_loops(babbled: Done, prompt: int
         hit = []
         for layer in range(N_LAYERS):
             without = any(f" {word.lower()} " in f" {unpatched.text.lower()} " for word in keywords[item])
-            hit.append(said(item, layer, None)[0] and not without and sum(said(item, layer, "shuffled")) <= 1)
+            alone = sum(said(item, layer, "shuffled")) <= 1
+            hit.append(layer > 0 and said(item, layer, None)[0] and not without and alone)
         pairs = [layer for layer in range(N_LAYERS - 1) if hit[layer] and hit[layer + 1]]
         first[item], last[item] = (pairs[0], pairs[-1]) if pairs else (None, None)
     share = sum(layer is not None for layer in first.values()) / len(first)
@@ -348,10 +350,14 @@ def test_a_planted_signal_is_found_where_it_is(found: Done) -> None:
             assert found.report.finding(f"resolved/{stage}/{prompt}").estimate == 1.0
             median = found.report.finding(f"resolution-median/{stage}/{prompt}")
             assert (median.estimate, median.low, median.high) == (3 / 8, 3 / 8, 3 / 8)
-        assert found.report.finding(f"early-first/{stage}").estimate == 1.0, "3 lies before the half of 8"
-        assert found.report.finding(f"early-last/{stage}").estimate == 0.0, "4 does not"
-        assert found.report.finding(f"peak/{stage}").estimate == 3 / 8
-        assert found.report.finding(f"early-minus-late/{stage}").estimate == pytest.approx(1 / 4 - 2 / 4)
+            assert found.report.finding(f"resolved/{stage}/{prompt}", "shuffled").stands, "no donor ever says it"
+            layers = [found.report.finding(f"{which}-layer/{stage}/{prompt}").estimate for which in ("first", "last")]
+            assert layers == [3 / 8, 4 / 8]
+            assert found.report.finding(f"early-first/{stage}/{prompt}").estimate == 1.0, "3 lies before the half of 8"
+            assert found.report.finding(f"early-last/{stage}/{prompt}").estimate == 0.0, "4 does not"
+            assert found.report.finding(f"peak/{stage}/{prompt}").estimate == 3 / 8
+            difference = found.report.finding(f"early-minus-late/{stage}/{prompt}")
+            assert difference.estimate == pytest.approx(1 / 3 - 2 / 4), "of ℓ 1, 2, 3 and of 4 to 7"
         assert found.report.finding(f"part-minus-entity/{stage}/early", "shuffled").estimate == 0.0
         assert found.report.finding(f"part-minus-entity/{stage}/later", "shuffled").estimate == pytest.approx(-1 / 2)
         with pytest.raises(KeyError):  # the part is never said, so that its curve has no centre
@@ -394,7 +400,7 @@ def test_differences_of_adjusted_rates_may_go_beyond_one(tmp_path: Path, monkeyp
 
     monkeypatch.setattr(design, "QUICK", replace(design.QUICK, n_choosing=8))
     runner = Saying(say, lambda cell, ids: -float(len(ids)))
-    report = entity_resolution.run(long_model(4), data=one_kind(tmp_path), quick=True, runner=lambda _: runner)
+    report = entity_resolution.run(long_model(), data=one_kind(tmp_path), quick=True, runner=lambda _: runner)
     early = report.finding("part-minus-entity/fixed/early", "shuffled")
     assert early.estimate > 1
     assert early.low <= early.estimate <= early.high
@@ -414,8 +420,47 @@ def test_the_planted_headline_stands_beside_every_control(found: Done) -> None:
     assert "The finding stands" in found.report.pages["page"]
     assert found.report.finding("bare-minus-carrier").estimate == -1.0, "nothing was planted without a carrier"
     assert found.report.finding("short-minus-full").estimate == -1.0
-    for control in ("shuffled", "unpatched"):
+    for control in FOUR:
         assert found.report.finding("surprisal-gain", control).estimate == pytest.approx(2.0)
+
+
+def test_bare_names_at_an_attention_sink_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A name of one token is at position 0 when it stands alone, and no BOS is before it."""
+    entries = [entry for entry in made_up() if entry["type"] == "person"]
+    for k, entry in enumerate(entries):
+        if k % 2:
+            entry["name"] = "QXZWVUJY"[k // 2]
+    monkeypatch.setattr(design, "QUICK", replace(design.QUICK, n_choosing=6, n_surprisal=6))
+    report = entity_resolution.run(
+        long_model(4),
+        data=write(tmp_path / "entities.json", entries),
+        quick=True,
+        runner=lambda _: planted(entries, (1, 2)),
+    )
+    names = report.provenance["design"]["reported"]
+    sinks, others = (report.finding(f"bare-minus-carrier/{which}") for which in ("sinks", "others"))
+    assert sinks.n_subjects == sum(len(name) == 1 for name in names) > 0
+    assert sinks.n_subjects + others.n_subjects == report.finding("bare-minus-carrier").n_subjects == len(names)
+    assert f"{sinks.n_subjects} read at an attention sink" in report.pages["page"]
+
+
+def test_keywords_that_others_have_too_are_not_distinctive(tmp_path: Path) -> None:
+    """All of them are said to be "hello", and each by a word of its own at other layers."""
+    entries = made_up()
+    for entry in entries:
+        entry["keywords"] = ["hello", entry["keywords"][0]]
+    setting = setup.Setup.of(long_model(), {"quick": True})
+    made = design.Design.of(setting, load_entities(write(tmp_path / "e.json", entries)).items)
+    assert made.shared == {"hello"}
+    assert all(made.distinctive(entity) == (entity.keywords[1],) for entity in made.reported)
+
+
+def test_short_forms_that_are_the_same_are_no_donors_of_each_other(tmp_path: Path) -> None:
+    entries = [{**entry, "bare": "Ombra"} if "bare" in entry else entry for entry in made_up()]
+    setting = setup.Setup.of(long_model(), {})
+    made = design.Design.of(setting, load_entities(write(tmp_path / "e.json", entries)).items)
+    assert sum(entity.bare == "Ombra" for entity in made.reported) > 6
+    assert not made.paired(), "one state for all of them"
 
 
 def test_planted_donors_never_hit(found: Done) -> None:

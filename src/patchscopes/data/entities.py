@@ -21,6 +21,7 @@ AGAIN = "name given twice"
 AMBIGUOUS = "name given twice with different entries"
 NO_TYPE = f"type is none of {', '.join(TYPES)}"
 NO_TIER = "tier is not 1, 2 or 3"
+NO_DESCRIPTION = "description is empty"
 NO_KEYWORDS = "no keywords"
 IN_NAME = "keyword stands in the name"
 EMPTY_WORD = "keyword or alias is empty"
@@ -129,13 +130,18 @@ def _reason(one: _Read) -> str | None:
         return NO_TYPE
     if isinstance(tier, bool) or tier not in TIERS:
         return NO_TIER
+    if not one.entry.text("description"):
+        return NO_DESCRIPTION
     if not one.keywords:
         return IN_NAME if seen(one.entry.texts("keywords")) else NO_KEYWORDS
-    if one.second is None:
-        return None
-    if fold(one.second.text("type")) != fold(one.entry.text("type")):
+    return None if one.second is None else _disagreement(one, one.second)
+
+
+def _disagreement(one: _Read, second: Entry) -> str | None:
+    """Where the second pass does not bear out the first, if so."""
+    if fold(second.text("type")) != fold(one.entry.text("type")):
         return OTHER_TYPE
-    said = (one.second.text("description"), *one.second.texts("facts"))
+    said = (second.text("description"), *second.texts("facts"))
     return None if told((*one.keywords, *one.aliases), *said) else NOT_TOLD
 
 

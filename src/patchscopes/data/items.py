@@ -63,9 +63,9 @@ class Relation:
 class Entity:
     """A name and the words by which a text shows that it describes what bears the name.
 
-    Any of `keywords` singles the entity out, any of `type_keywords` names its kind only. `tier` is 1 for household
-    names to 3 for what few know. `part` is a piece of the name that by itself means something else, of which
-    `part_keywords` tell; `bare` is a shorter, more ambiguous form of the name.
+    Any of `keywords` belongs to a description of it, though others may share some ("American"); any of `type_keywords`
+    names its kind only. `tier` is 1 for household names to 3 for what few know. `part` is a piece of the name that by
+    itself means something else, of which `part_keywords` tell; `bare` is a shorter, more ambiguous form of the name.
     """
 
     name: str

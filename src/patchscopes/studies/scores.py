@@ -3,16 +3,17 @@
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import NDArray
 
 from patchscopes.analysis.matching import matches
-from patchscopes.analysis.resolution import hits
+from patchscopes.analysis.resolution import hits, resolution_layers
 from patchscopes.analysis.scores import control_adjusted, rouge_l
 from patchscopes.data import Entity
+from patchscopes.prompts import find_prompt
 from patchscopes.results import Results
 from patchscopes.spec import Row
 from patchscopes.studies.entities import DRAWS
@@ -35,8 +36,20 @@ def answer_of(row: Row) -> str:
 
 
 def naming(entities: Sequence[Entity], words: Callable[[Entity], Sequence[str]]) -> Score:
-    """Scores 1 where the answer holds one of the entity's `words`."""
-    return lambda item, row: float(matches(answer_of(row), words(entities[item])))
+    """Scores 1 where the answer holds one of the entity's `words` that it cannot have copied."""
+
+    def score(item: int, row: Row) -> float:
+        entity = entities[item]
+        return float(matches(answer_of(row), uncopied(tuple(words(entity)), entity.name, row.prompt or "")))
+
+    return score
+
+
+@lru_cache(maxsize=1 << 16)
+def uncopied(words: tuple[str, ...], name: str, prompt: str) -> tuple[str, ...]:
+    """Those of `words` that stand neither in the name nor in the inspection prompt of the library (rule 18)."""
+    before = (name, find_prompt(prompt).text if prompt in ENDS else prompt)
+    return tuple(word for word in words if not any(matches(text, [word]) for text in before))
 
 
 def describing(entities: Sequence[Entity]) -> Score:
@@ -44,8 +57,8 @@ def describing(entities: Sequence[Entity]) -> Score:
     return lambda item, row: rouge_l(answer_of(row).strip(" :,\n"), entities[item].description)
 
 
-# What a text may be asked for: words of a description of this entity alone, of anything of its kind, of the misleading
-# part of its name; or how near it comes to the description.
+# What a text may be asked for: words of a description of this entity, of anything of its kind, of the misleading part
+# of its name; or how near it comes to the description.
 SCORES: Mapping[str, Callable[[Sequence[Entity]], Score]] = MappingProxyType(
     {
         "keyword": partial(naming, words=lambda entity: entity.keywords),
@@ -77,12 +90,38 @@ class Curves:
 
     @property
     def hits(self) -> NDArray[np.bool_]:
-        """Hits by rule 23 (item, layer): own, absent without a write, and of at most one donor."""
-        return hits(self.own > 0, self.unpatched > 0, self.donors > 0)
+        """Hits by rule 23 (item, layer): own, absent without a write, and of at most one donor.
+
+        The first layer, ℓ 0, counts for nothing: there the state is the token itself, the name as text.
+        """
+        found = hits(self.own > 0, self.unpatched > 0, self.donors > 0)
+        found[:, 0] = False
+        return found
+
+    @property
+    def donor_hits(self) -> NDArray[np.bool_]:
+        """The same of each donor's state in the cell's stead: (item, draw, layer), of at most one of the others."""
+        draws = range(self.donors.shape[1])
+        others = [np.delete(self.donors, draw, axis=1) > 0 for draw in draws]
+        found = np.stack(
+            [hits(self.donors[:, k] > 0, self.unpatched > 0, rest) for k, rest in enumerate(others)], axis=1
+        )
+        found[:, :, 0] = False
+        return found
 
     def among(self, items: Sequence[int]) -> "Curves":
         """Those of some items."""
         return Curves(self.own[items], self.donors[items], self.unpatched[items])
+
+
+def ever_resolved(donor_hits: NDArray[np.bool_], layers: Sequence[int]) -> NDArray[np.float64]:
+    """Hits of donors (item, draw, ℓ) → the share of its donors with a resolution layer, by item."""
+    by_draw = [
+        [layer.first is not None for layer in resolution_layers(donor_hits[:, draw], layers)]
+        for draw in range(donor_hits.shape[1])
+    ]
+    share: NDArray[np.float64] = np.array(by_draw, dtype=float).mean(axis=0)
+    return share
 
 
 def curves_of(table: Table, score: Score, items: Sequence[int], places: Sequence[Place]) -> Curves:

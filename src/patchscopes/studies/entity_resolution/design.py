@@ -5,9 +5,11 @@ a stage of its own. Donors are entities of the same type. One part of the entiti
 headline; the figures come from the others.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from patchscopes.analysis.matching import fold
 from patchscopes.data import Entity
 from patchscopes.spec import Readout
 from patchscopes.studies.entities import (
@@ -62,6 +64,7 @@ class Design(EntityDesign):
 
     scale: Scale
     reported: tuple[Entity, ...]
+    shared: frozenset[str]  # keywords of more than one entity of the data, as they are compared
 
     @classmethod
     def of(cls, setup: Setup, entities: Sequence[Entity]) -> "Design":
@@ -80,8 +83,12 @@ class Design(EntityDesign):
         )
         return cls(
             setup=setup, scale=scale, choosing=parts.choosing, excluded=parts.excluded, seen=parts.seen,
-            reported=parts.reported,
+            reported=parts.reported, shared=shared_keywords(entities),
         )  # fmt: skip
+
+    def distinctive(self, entity: Entity) -> tuple[str, ...]:
+        """The keywords that no other entity of the data has: "Wilbur", and not "American"."""
+        return tuple(word for word in entity.keywords if fold(word) not in self.shared)
 
     def surprisal_layers(self, headline: int) -> tuple[int, ...]:
         """The ℓ at which descriptions are scored, the headline's among them."""
@@ -107,7 +114,8 @@ class Design(EntityDesign):
             self._stage("same", self.every_layer, None, prompts=PROMPTS[:1]),
             self._stage("fixed", self.every_layer, target_layer),
             self._controls(self.coarse(headline), target_layer),
-            self._surprisal(self.surprisal_layers(headline), target_layer),
+            self._surprisal("surprisal", self.surprisal_layers(headline), target_layer, ("unpatched", "shuffled")),
+            self._surprisal("surprisal-controls", (headline,), target_layer, ("random", "random-state")),
             self._stage("bare", self.stepped, target_layer, carrier="{}", prompts=PROMPTS[:1]),
         ]
         return [*stages, self._short(target_layer)] if self.paired() else stages
@@ -115,7 +123,7 @@ class Design(EntityDesign):
     def paired(self) -> list[Entity]:
         """The reported entities with a shorter, bare form; none where they are too few to be each other's donors."""
         paired = [entity for entity in self.reported if entity.bare]
-        return paired if len(paired) >= FEWEST else []
+        return paired if len({entity.bare for entity in paired}) >= FEWEST else []
 
     def _stage(
         self,
@@ -144,12 +152,17 @@ class Design(EntityDesign):
         sources = [replace(source(entity, name=entity.bare), kind=None) for entity in self.paired()]
         return Stage("short", self.sweep(sources, self.stepped, (target,), ("unpatched", "shuffled")))
 
-    def _surprisal(self, layers: Sequence[int], target: int) -> Stage:
+    def _surprisal(self, name: str, layers: Sequence[int], target: int, controls: Sequence[str]) -> Stage:
         """How surprised the patched model is by the entity's description, the answer to a question."""
         sources = [source(entity, candidates=(entity.description,)) for entity in self.described()]
-        controls = ("unpatched", "shuffled")
         sweep = self.sweep(sources, layers, (target,), controls, prompts=PROMPTS[2:], readout=Readout("candidates"))
-        return Stage("surprisal", sweep)
+        return Stage(name, sweep)
+
+
+def shared_keywords(entities: Sequence[Entity]) -> frozenset[str]:
+    """The keywords that more than one of the entities has, as they are compared."""
+    counts = Counter(word for entity in entities for word in {fold(word) for word in entity.keywords})
+    return frozenset(word for word, n in counts.items() if n > 1)
 
 
 def _with_parts(entities: Sequence[Entity], n: int | None) -> list[Entity]:

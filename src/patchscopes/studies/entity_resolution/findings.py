@@ -1,95 +1,30 @@
-"""Scores of entity-resolution → findings with intervals, and the tables behind the figures."""
+"""Scores of entity-resolution → findings with intervals."""
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
-import pandas as pd
-from numpy.typing import ArrayLike
 
-from patchscopes.analysis.comparisons import sign_flip
-from patchscopes.analysis.intervals import Interval, mean_interval, mean_intervals, peak_interval
-from patchscopes.analysis.resolution import Resolved, logrank, resolution_layers, survival
-from patchscopes.data import Entity
-from patchscopes.results import Results
-from patchscopes.studies.choice import Choice
+from patchscopes.analysis.comparisons import holm, sign_flip
+from patchscopes.analysis.intervals import mean_interval, peak_interval
+from patchscopes.analysis.resolution import logrank, resolution_layers, survival
+from patchscopes.spec import Row
 from patchscopes.studies.entities import DRAWS, PROMPTS
-from patchscopes.studies.entity_resolution.design import Design
-from patchscopes.studies.headline import DIFFERENCE, HIT, beside
+from patchscopes.studies.entity_resolution.scored import DISTINCTIVE, STAGES, Scored
+from patchscopes.studies.headline import DIFFERENCE, beside
 from patchscopes.studies.report import Finding
-from patchscopes.studies.scores import SCORES, Curves, curves_of, places_of, surprised, tables_of
+from patchscopes.studies.scores import SCORES, ever_resolved, places_of, surprised
 from patchscopes.studies.texts import Table
 
-# ℓ* = ℓ is read through the first prompt, the fixed ℓ* through all three.
-STAGES = {"same": PROMPTS[:1], "fixed": PROMPTS}
+HEADLINES = {
+    "keyword": "share of entities whose keyword the text holds",
+    DISTINCTIVE: "share of entities of which the text holds a keyword that no other entity of the data has",
+    "rouge_l": "mean RougeL",
+}
 OF_ADJUSTED = (-2.0, 2.0)  # a difference of two control-adjusted rates, each of which is one of rates
 HALF = 0.5  # the article: before layer 20 of 40
 EARLY, LATE = 0.15, 0.5  # thirds of the way that the part-to-entity curve is asked about, as shares of depth
-
-
-@dataclass(frozen=True)
-class Scored:
-    """The results of all stages, with the entities that have every result of the main stages."""
-
-    design: Design
-    choice: Choice
-    results: Mapping[str, Results]
-    items: tuple[int, ...]
-    name_logprobs: Mapping[str, tuple[float, int]]  # (mean ln p per token, tokens) of each name
-    _curves: dict[tuple[str, str, str], Curves] = field(default_factory=dict, repr=False)
-
-    @property
-    def entities(self) -> list[Entity]:
-        """The entities that are reported on, in the order of all arrays."""
-        return [self.design.reported[item] for item in self.items]
-
-    @property
-    def names(self) -> list[str]:
-        """The subjects over which intervals are made."""
-        return [entity.name for entity in self.entities]
-
-    @property
-    def seed(self) -> int:
-        """Of all resampling."""
-        return self.design.setup.seed
-
-    def target(self, stage: str) -> int | None:
-        """ℓ* of a main stage; None where ℓ* = ℓ."""
-        return None if stage == "same" else self.choice.fixed
-
-    @cached_property
-    def tables(self) -> dict[str, dict[str, Table]]:
-        """The main stages' rows, by stage and prompt."""
-        n = len(self.design.reported)
-        return {stage: tables_of(self.results[stage], prompts, n) for stage, prompts in STAGES.items()}
-
-    @cached_property
-    def keyword(self) -> dict[tuple[str, str], Curves]:
-        """Keyword hits by (stage, prompt)."""
-        return {(stage, prompt): self.curves(stage, prompt, "keyword") for stage in STAGES for prompt in STAGES[stage]}
-
-    @cached_property
-    def layers_of(self) -> dict[tuple[str, str], list[Resolved]]:
-        """Resolution layers by (stage, prompt)."""
-        return {key: resolution_layers(curves.hits, self.design.every_layer) for key, curves in self.keyword.items()}
-
-    def curves(self, stage: str, prompt: str, score: str) -> Curves:
-        """The curves of a main stage by one of SCORES."""
-        key = stage, prompt, score
-        if key not in self._curves:
-            places = places_of(self.design.every_layer, self.target(stage))
-            measure = SCORES[score](self.design.reported)
-            self._curves[key] = curves_of(self.tables[stage][prompt], measure, self.items, places)
-        return self._curves[key]
-
-    def mean(
-        self, values: ArrayLike, *, bounds: tuple[float, float] | None = HIT, among: Sequence[int] | None = None
-    ) -> Interval:
-        """The mean over entities (those at `among`) with its interval."""
-        names = self.names if among is None else [self.names[k] for k in among]
-        return mean_interval(values, names, seed=self.seed, bounds=bounds)
 
 
 def all_findings(scored: Scored) -> list[Finding]:
@@ -110,20 +45,22 @@ def headline(scored: Scored) -> list[Finding]:
     layer, star = scored.choice.headline, scored.choice.fixed
     column = scored.design.every_layer.index(layer)
     found: list[Finding] = []
-    for score, label in (("keyword", "share of entities whose keyword the text holds"), ("rouge_l", "mean RougeL")):
-        curves = scored.curves("fixed", PROMPTS[0], score)
+    for score, label in HEADLINES.items():
+        among = scored.asked(score, PROMPTS[0])
+        if not among:
+            continue
+        curves, names = scored.curves("fixed", PROMPTS[0], score).among(among), [scored.names[k] for k in among]
         controls = {"shuffled": curves.donors[:, :, column].mean(axis=1), "unpatched": curves.unpatched}
-        controls |= _controls(scored, score, layer)
+        controls |= {control: values[among] for control, values in _controls(scored, score, layer).items()}
         about = label, f"ℓ {layer} → ℓ* {star}"
-        own = curves.own[:, column]
-        found += beside(f"{score}/headline", own, controls, scored.names, seed=scored.seed, about=about)
+        found += beside(f"{score}/headline", curves.own[:, column], controls, names, seed=scored.seed, about=about)
     return found
 
 
 def _controls(scored: Scored, score: str, layer: int) -> dict[str, np.ndarray]:
     """Each item's mean score with the other controls, at the headline's placement."""
     star, n = scored.choice.fixed, len(scored.design.reported)
-    measure = SCORES[score](scored.design.reported)
+    measure = scored.measure(score)
     controls = Table.of(scored.results["controls"], PROMPTS[0], n)
     main = scored.tables["fixed"][PROMPTS[0]]
     place = [(layer, star)]
@@ -138,33 +75,64 @@ def _controls(scored: Scored, score: str, layer: int) -> dict[str, np.ndarray]:
 
 
 def resolution(scored: Scored) -> list[Finding]:
-    """How many entities are resolved, and by which layer, for each prompt; between tiers and types."""
+    """How many entities are resolved, beside donors' states, and by which layer, for each prompt; tiers and types."""
     found: list[Finding] = []
-    depth = scored.design.n_layers
     for stage, prompts in STAGES.items():
-        shares = []
         for prompt in prompts:
-            first = [layer.first for layer in scored.layers_of[stage, prompt]]
-            share = scored.mean([layer is not None for layer in first])
-            shares.append(share.estimate)
-            found.append(
-                Finding.of(f"resolved/{stage}/{prompt}", share, "share of entities with a resolution layer (rule 23)")
-            )
-            median = survival(first, depth)
-            numbers = median.median / depth, median.low / depth, median.high / depth
-            about = (
-                "median resolution layer (Kaplan–Meier) as a share of depth; null where fewer than half are resolved"
-            )
-            found.append(Finding(f"resolution-median/{stage}/{prompt}", *numbers, median.n, median.n, None, about))
-        n = len(scored.items)
-        if len(prompts) == 1:
-            continue
-        spread = Finding(
-            f"resolved/{stage}/range", shares[0], min(shares), max(shares), n, n, None,
-            "the first prompt's share; bounds are the lowest and highest of the three prompts, no interval",
-        )  # fmt: skip
-        found.append(spread)
-    return found + _groups(scored)
+            found += [*_resolved(scored, stage, prompt), *_layers(scored, stage, prompt)]
+        if len(prompts) > 1:
+            by = {finding.name: finding for finding in found if finding.control is None}
+            for name, what in (("resolved", "share"), ("first-layer", "first"), ("last-layer", "last")):
+                over = [by[key].estimate for key in (f"{name}/{stage}/{p}" for p in prompts) if key in by]
+                about = f"the first prompt's {what}; the bounds are the lowest and highest of the prompts, no interval"
+                n = len(scored.items)
+                if over:
+                    found.append(Finding(f"{name}/{stage}/range", over[0], min(over), max(over), n, n, None, about))
+    return _holm(found, lambda f: f.name.startswith("resolved/") and f.control == "shuffled") + _groups(scored)
+
+
+def _holm(findings: Sequence[Finding], family: Callable[[Finding], bool]) -> list[Finding]:
+    """The findings, those of `family` with Holm's correction over them."""
+    places = [k for k, finding in enumerate(findings) if family(finding)]
+    corrected = holm([findings[k].p or 0.0 for k in places])
+    p_of = dict(zip(places, corrected, strict=True))
+    return [replace(finding, p=p_of[k]) if k in p_of else finding for k, finding in enumerate(findings)]
+
+
+def _resolved(scored: Scored, stage: str, prompt: str) -> list[Finding]:
+    """The share of entities that are resolved; beside the same best of all ℓ with each donor's state (rule 17)."""
+    own = np.array([layer.first is not None for layer in scored.layers_of[stage, prompt]], dtype=float)
+    where = "" if stage == "fixed" else ", by the same criterion at ℓ* = ℓ"
+    label = f"share of entities with a resolution layer (rule 23{where})"
+    donors = ever_resolved(scored.keyword[stage, prompt].donor_hits, scored.design.every_layer)
+    p = sign_flip(own - donors, scored.names, seed=scored.seed).p
+    interval = mean_interval(own - donors, scored.names, seed=scored.seed, bounds=DIFFERENCE, own=own)
+    said = f"{label}, minus that with other entities' states; Holm over prompts and ℓ*"
+    found = [
+        Finding.of(f"resolved/{stage}/{prompt}", scored.mean(own), label),
+        Finding.of(f"resolved/{stage}/{prompt}", interval, said, control="shuffled", p=p),
+    ]
+    if among := scored.asked(DISTINCTIVE, prompt):
+        hits = scored.curves(stage, prompt, DISTINCTIVE).among(among).hits
+        by_own = [layer.first is not None for layer in resolution_layers(hits, scored.design.every_layer)]
+        about = f"{label}, by keywords that no other entity of the data has"
+        found.append(Finding.of(f"resolved-distinctive/{stage}/{prompt}", scored.mean(by_own, among=among), about))
+    return found
+
+
+def _layers(scored: Scored, stage: str, prompt: str) -> list[Finding]:
+    """By which layer: the median of all with censoring, and the first and the last of the resolved."""
+    depth, found = scored.design.n_layers, scored.layers_of[stage, prompt]
+    median = survival([layer.first for layer in found], depth)
+    numbers = median.median / depth, median.low / depth, median.high / depth
+    about = "median resolution layer (Kaplan–Meier) as a share of depth; null where fewer than half are resolved"
+    findings = [Finding(f"resolution-median/{stage}/{prompt}", *numbers, median.n, median.n, None, about)]
+    among = [k for k, layer in enumerate(found) if layer.first is not None]
+    for which in ("first", "last") if among else ():
+        shares = [getattr(found[k], which) / depth for k in among]
+        about = f"mean {which} resolution layer of the resolved entities, as a share of depth"
+        findings.append(Finding.of(f"{which}-layer/{stage}/{prompt}", scored.mean(shares, among=among), about))
+    return findings
 
 
 def _groups(scored: Scored) -> list[Finding]:
@@ -173,10 +141,12 @@ def _groups(scored: Scored) -> list[Finding]:
     first = [layer.first for layer in scored.layers_of["fixed", PROMPTS[0]]]
     hit = np.array([layer is not None for layer in first], dtype=float)
     for kind, groups in (("tier", [str(e.tier) for e in scored.entities]), ("type", [e.type for e in scored.entities])):
-        p = logrank(first, groups, scored.design.n_layers)
+        compared = logrank(first, groups, scored.design.n_layers)
         for name in sorted(set(groups)):
             among = [k for k, group in enumerate(groups) if group == name]
-            about = f"share resolved among {kind} {name} (an editor's judgement); p: log-rank test over all {kind}s"
+            judged = " (an editor's judgement)" if kind == "tier" else ""
+            about = f"share resolved among {kind} {name}{judged}; p: log-rank test over all {kind}s, if several"
+            p = compared if len(set(groups)) > 1 else None
             found.append(Finding.of(f"resolved/{kind}-{name}", scored.mean(hit[among], among=among), about, p=p))
     return found
 
@@ -201,39 +171,36 @@ def popularity(scored: Scored) -> list[Finding]:
 
 
 def early(scored: Scored) -> list[Finding]:
-    """The article's claim, early layers, as a share of depth."""
+    """The article's claim, early layers, as a share of depth, through each prompt. ℓ 0 is the name as text."""
     found = []
-    depth, layers = scored.design.n_layers, scored.design.every_layer
-    for stage in STAGES:
-        resolved_at = scored.layers_of[stage, PROMPTS[0]]
+    depth, layers = scored.design.n_layers, np.array(scored.design.every_layer[1:])
+    for (stage, prompt), resolved_at in scored.layers_of.items():
         among = [k for k, layer in enumerate(resolved_at) if layer.first is not None]
-        for which in ("first", "last"):
+        for which in ("first", "last") if among else ():
             by_half = [getattr(resolved_at[k], which) < HALF * depth for k in among]
-            if among:
-                share = scored.mean(by_half, among=among)
-                about = (
-                    f"of the resolved entities, the share whose {which} resolution layer lies in the first half of the "
-                    "depth"
-                )
-                found.append(Finding.of(f"early-{which}/{stage}", share, about))
-        adjusted = scored.keyword[stage, PROMPTS[0]].adjusted
-        peak = peak_interval(adjusted, scored.names, [layer / depth for layer in layers], seed=scored.seed)
-        found.append(
-            Finding.of(
-                f"peak/{stage}", peak, "where the control-adjusted keyword curve is highest, as a share of depth"
+            about = (
+                f"of the resolved entities, the share whose {which} resolution layer is in the first half of the depth"
             )
-        )
-        middle = len([layer for layer in layers if layer < HALF * depth])
-        difference = adjusted[:, :middle].mean(axis=1) - adjusted[:, middle:].mean(axis=1)
+            found.append(Finding.of(f"early-{which}/{stage}/{prompt}", scored.mean(by_half, among=among), about))
+        adjusted = scored.keyword[stage, prompt].adjusted[:, 1:]
+        peak = peak_interval(adjusted, scored.names, list(layers / depth), seed=scored.seed)
+        about = "where the control-adjusted keyword curve is highest, as a share of depth"
+        found.append(Finding.of(f"peak/{stage}/{prompt}", peak, about))
+        first = layers < HALF * depth
+        difference = adjusted[:, first].mean(axis=1) - adjusted[:, ~first].mean(axis=1)
         p = sign_flip(difference, scored.names, seed=scored.seed).p
-        about = "control-adjusted keyword rate in the first half of the depth minus that in the second"
-        found.append(Finding.of(f"early-minus-late/{stage}", scored.mean(difference, bounds=OF_ADJUSTED), about, p=p))
-    return found
+        about = "control-adjusted keyword rate in the first half of the depth minus that in the second; Holm over all"
+        interval = scored.mean(difference, bounds=OF_ADJUSTED)
+        found.append(Finding.of(f"early-minus-late/{stage}/{prompt}", interval, about, p=p))
+    return _holm(found, lambda f: f.name.startswith("early-minus-late/"))
 
 
 def parts(scored: Scored) -> list[Finding]:
-    """Of entities with a misleading part: is the part what early layers say, and the entity what later ones do?"""
-    among = [k for k, entity in enumerate(scored.entities) if entity.part]
+    """Of entities with a misleading part: is the part what early layers say, and the entity what later ones do?
+
+    ℓ 0 is left aside: the state there is the last token of the name as text, which most often ends the part too.
+    """
+    among = scored.asked("part", PROMPTS[0])
     if not among:
         return []
     found = []
@@ -241,18 +208,20 @@ def parts(scored: Scored) -> list[Finding]:
     for stage in STAGES:
         part, entity = (scored.curves(stage, PROMPTS[0], score).among(among).adjusted for score in ("part", "keyword"))
         for name, low, high in (("early", 0.0, EARLY), ("later", EARLY, LATE)):
-            columns = [k for k, layer in enumerate(layers) if low <= layer / depth < high]
+            columns = [k for k, layer in enumerate(layers) if layer and low <= layer / depth < high]
+            if not columns:
+                continue
             difference = part[:, columns].mean(axis=1) - entity[:, columns].mean(axis=1)
             p = sign_flip(difference, [scored.names[k] for k in among], seed=scored.seed).p
             about = (
-                "rate of the misleading part's keywords minus that of the entity's, control-adjusted, at ℓ from "
+                "rate of the misleading part's keywords minus that of the entity's, control-adjusted, at ℓ ≥ 1 from "
                 f"{low:.0%} to {high:.0%} of the depth"
             )
             interval = scored.mean(difference, bounds=OF_ADJUSTED, among=among)
             found.append(Finding.of(f"part-minus-entity/{stage}/{name}", interval, about, control="shuffled", p=p))
-        if all(_above(scored, curve, among) for curve in (part, entity)):
-            found.append(_shift(scored, stage, (part, entity), among))
-    return found
+        if all(_above(scored, curve[:, 1:], among) for curve in (part, entity)):
+            found.append(_shift(scored, stage, (part[:, 1:], entity[:, 1:]), among))
+    return _holm(found, lambda f: f.name.startswith("part-minus-entity/"))
 
 
 def _above(scored: Scored, curve: np.ndarray, among: Sequence[int]) -> bool:
@@ -268,8 +237,8 @@ def _centre(curve: np.ndarray, layers: Sequence[int]) -> float:
 
 
 def _shift(scored: Scored, stage: str, curves: tuple[np.ndarray, np.ndarray], among: Sequence[int]) -> Finding:
-    """How much later the entity is said than its part: the distance of the two curves' centres, by bootstrap."""
-    depth, layers = scored.design.n_layers, scored.design.every_layer
+    """How much later the entity is said than its part: the distance of the curves' centres over ℓ ≥ 1, by bootstrap."""
+    depth, layers = scored.design.n_layers, scored.design.every_layer[1:]
     part, entity = curves
     rng = np.random.default_rng(scored.seed)
     drawn = []
@@ -297,8 +266,15 @@ def forms(scored: Scored) -> list[Finding]:
     alone = [k for k, item in enumerate(scored.items) if item not in bare.missing]
     if alone:
         hits = bare.own(SCORES["keyword"](scored.design.reported), [scored.items[k] for k in alone], place)[:, 0]
+        difference = hits - full[alone]
         about = f"keyword hits of names without a carrier minus those with one, at ℓ {layer} → ℓ* {star}"
-        found.append(_paired(scored, "bare-minus-carrier", hits - full[alone], alone, about))
+        found.append(_paired(scored, "bare-minus-carrier", difference, alone, about))
+        at_sink = np.array(["sink" in bare.rows[None, scored.items[k], place[0], 0].flags for k in alone])
+        for name, which in (("sinks", at_sink), ("others", ~at_sink)):
+            among = [k for k, one in zip(alone, which, strict=True) if one]
+            if among and not which.all():
+                said = f"{about}; of names {'read at' if name == 'sinks' else 'not at'} an attention sink (rule 6)"
+                found.append(_paired(scored, f"bare-minus-carrier/{name}", difference[which], among, said))
     paired = scored.design.paired()
     if not paired:
         return found
@@ -322,94 +298,51 @@ def _paired(scored: Scored, name: str, difference: np.ndarray, among: Sequence[i
 
 
 def surprisal(scored: Scored) -> list[Finding]:
-    """How much less surprising the state makes the entity's description, than nothing and than a donor's state."""
+    """How much less surprising the state makes the entity's description, than without it or with other states."""
     layer, star = scored.choice.headline, scored.choice.fixed
     gains, names = surprisal_gains(scored, [layer])
     if not names:
         return []
+    gains |= _drawn_gains(scored, names)
     found = []
     for control, values in gains.items():
         p = sign_flip(values[:, 0], names, seed=scored.seed).p
         interval = mean_interval(values[:, 0], names, seed=scored.seed, bounds=None)
-        about = f"nats by which the description is less surprising than with {control}, at ℓ {layer} → ℓ* {star}"
+        about = f"nats by which the description is less surprising than with {control}, at ℓ {layer} → ℓ* {star}; Holm"
         found.append(Finding.of("surprisal-gain", interval, about, control=control, p=p))
-    return found
+    return _holm(found, lambda _: True)
 
 
 def surprisal_gains(scored: Scored, layers: Sequence[int]) -> tuple[dict[str, np.ndarray], list[str]]:
     """Surprisal of the description with each control minus that with the state (item, layer), in nats; and whose."""
     entities = scored.design.described()
-    table = Table.of(scored.results["surprisal"], PROMPTS[2], len(entities))
-    items, places = table.items(), places_of(layers, scored.choice.fixed)
+    table, beside_it = (
+        Table.of(scored.results[name], PROMPTS[2], len(entities)) for name in ("surprisal", "surprisal-controls")
+    )
+    items = [item for item in table.items() if item not in beside_it.missing]
+    places = places_of(layers, scored.choice.fixed)
     own = table.own(surprised, items, places)
     donors = table.drawn("shuffled", surprised, items, places, DRAWS).mean(axis=1)
     # A cell's own row says by how much the write changed its candidate's log-probability.
-    gain = table.own(lambda _, row: row.logprob_minus_unpatched or 0.0, items, places)
+    gain = table.own(_raised, items, places)
     return {"shuffled": donors - own, "unpatched": gain}, [entities[item].name for item in items]
 
 
-def curve_table(scored: Scored) -> pd.DataFrame:
-    """Every curve with its intervals: by stage, prompt, score and ℓ; own rates, and adjusted by donors."""
-    rows = []
-    for stage, prompts in STAGES.items():
-        for prompt in prompts:
-            for score in SCORES:
-                rows.extend(_curve_rows(scored, stage, prompt, score))
-    return pd.DataFrame([*rows, *_surprisal_rows(scored)])
+def _raised(_: int, row: Row) -> float:
+    assert row.logprob_minus_unpatched is not None
+    return row.logprob_minus_unpatched
 
 
-def _surprisal_rows(scored: Scored) -> list[dict[str, object]]:
-    layers = scored.design.surprisal_layers(scored.choice.headline)
-    gains, names = surprisal_gains(scored, layers)
-    if not names:
-        return []
-    rows: list[dict[str, object]] = []
-    for control, values in gains.items():
-        kind = "adjusted" if control == "shuffled" else "minus-unpatched"
-        intervals = mean_intervals(values, names, seed=scored.seed, bounds=None)
-        rows.extend(_rows(scored, ("fixed", PROMPTS[2], "surprisal_gain", kind), layers, intervals))
-    return rows
-
-
-def _rows(
-    scored: Scored, key: tuple[str, str, str, str], layers: Sequence[int], intervals: Sequence[Interval]
-) -> list[dict[str, object]]:
-    stage, prompt, score, kind = key
-    star = scored.target(stage)
-    return [
-        {
-            "stage": stage, "prompt": prompt, "score": score, "kind": kind, "source_layer": layer,
-            "target_layer": layer if star is None else star, "estimate": i.estimate, "low": i.low, "high": i.high,
-            "n_items": i.n_items, "n_subjects": i.n_subjects,
-        }
-        for layer, i in zip(layers, intervals, strict=True)
-    ]  # fmt: skip
-
-
-def _curve_rows(scored: Scored, stage: str, prompt: str, score: str) -> list[dict[str, object]]:
-    among = [k for k, entity in enumerate(scored.entities) if entity.part or score != "part"]
-    if not among:
-        return []
-    curves = scored.curves(stage, prompt, score).among(among)
-    names = [scored.names[k] for k in among]
-    rows: list[dict[str, object]] = []
-    for kind, values, bounds in (("own", curves.own, HIT), ("adjusted", curves.adjusted, DIFFERENCE)):
-        own = curves.own if kind == "adjusted" else None
-        intervals = mean_intervals(values, names, seed=scored.seed, bounds=bounds, own=own)
-        rows.extend(_rows(scored, (stage, prompt, score, kind), scored.design.every_layer, intervals))
-    return rows
-
-
-def entity_table(scored: Scored) -> pd.DataFrame:
-    """An entity a line: what it is, the model's mean ln p of its name, and its resolution layers."""
-    rows = []
-    for k, entity in enumerate(scored.entities):
-        logprob, n_tokens = scored.name_logprobs[entity.name]
-        row: dict[str, object] = {
-            "name": entity.name, "type": entity.type, "tier": entity.tier, "part": entity.part, "bare": entity.bare,
-            "mean_logprob_of_name": logprob, "n_tokens": n_tokens, "where": entity.where,
-        }  # fmt: skip
-        for (stage, prompt), found in scored.layers_of.items():
-            row[f"first/{stage}/{prompt}"], row[f"last/{stage}/{prompt}"] = found[k].first, found[k].last
-        rows.append(row)
-    return pd.DataFrame(rows).convert_dtypes()
+def _drawn_gains(scored: Scored, names: Sequence[str]) -> dict[str, np.ndarray]:
+    """The same beside random and random-state, at the headline's placement: (item, 1)."""
+    entities = scored.design.described()
+    items = [k for k, entity in enumerate(entities) if entity.name in set(names)]
+    places = [(scored.choice.headline, scored.choice.fixed)]
+    table, controls = (
+        Table.of(scored.results[name], PROMPTS[2], len(entities)) for name in ("surprisal", "surprisal-controls")
+    )
+    own = table.own(surprised, items, places)
+    return {
+        control: controls.drawn(control, surprised, items, places, DRAWS).mean(axis=1) - own
+        for control in ("random", "random-state")
+    }

@@ -7,12 +7,13 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from patchscopes.studies.entities import CARRIER, DRAWS, PROMPTS
-from patchscopes.studies.entity_resolution.findings import STAGES, Scored
+from patchscopes.studies.entity_resolution.scored import DISTINCTIVE, STAGES, Scored
+from patchscopes.studies.entity_resolution.tables import WITH_PART
 from patchscopes.studies.figures import Bar, Curve, Panel, bars, draw
-from patchscopes.studies.headline import verdict
+from patchscopes.studies.headline import NEEDED, verdict
 from patchscopes.studies.report import Finding, framed, markdown, shown, shown_p
 
-NOTE = "Bars: 95 % bootstrap over entities."
+NOTE = "Bars: 95 % intervals over entities."
 GAINS = {"adjusted": "other entities (shuffled)", "minus-unpatched": "no write (unpatched)"}
 TITLES = {"same": "ℓ* = ℓ", "fixed": "ℓ* fixed"}
 
@@ -32,17 +33,18 @@ def figures(scored: Scored, table: pd.DataFrame, findings: Sequence[Finding]) ->
             for stage, title in TITLES.items()
         ]  # fmt: skip
         found[score.replace("_", "-")] = draw(panels, note=NOTE)
-    if any(entity.part for entity in scored.entities):
+    if scored.asked("part", PROMPTS[0]):
         names = {"part": "misleading part", "type": "kind of thing", "keyword": "the entity itself"}
         panels = [
             Panel(
                 title,
-                [_curve(table, stage, PROMPTS[0], s, "own", label) for s, label in names.items()],
-                "share of texts",
+                [_curve(table, stage, PROMPTS[0], s, WITH_PART, label) for s, label in names.items()],
+                "share of texts, control-adjusted",
+                zero=0.0,
             )
             for stage, title in TITLES.items()
         ]
-        found["part-type-entity"] = draw(panels, note=f"{NOTE} “Part”: entities whose name has one.")
+        found["part-type-entity"] = draw(panels, note=f"{NOTE} Names with a part, for all three.")
     gains = [_curve(table, "fixed", PROMPTS[2], "surprisal_gain", kind, label) for kind, label in GAINS.items()]
     found["surprisal"] = draw(
         [Panel("description", gains, "nats less surprising than with", zero=0.0, marks=half)], note=NOTE
@@ -83,9 +85,9 @@ def page(scored: Scored, findings: Sequence[Finding], left_out: Sequence[str]) -
         opening=(
             f"At which layer does a name become the entity that it names? {len(scored.items)} entities, each at the "
             f"end of “{CARRIER.format('…')}”; the state of the name's last token at ℓ is written over the placeholder "
-            "of an inspection prompt at ℓ*, and the text that follows is searched for words that only a description of "
-            f"this entity holds. {len(scored.choice.chose)} other entities chose ℓ* = {star} and the headline's ℓ = "
-            f"{layer}, and are not in any figure."
+            "of an inspection prompt at ℓ*, and the text that follows is searched for words of a description of this "
+            f"entity. {len(scored.choice.chose)} other entities chose ℓ* = {star} and the headline's ℓ = {layer}, and "
+            "are not in any figure."
         ),
         found=[
             *_headline(by),
@@ -97,8 +99,9 @@ def page(scored: Scored, findings: Sequence[Finding], left_out: Sequence[str]) -
         certainty=(
             f"Intervals are 95 %, bootstrapped over entities. “Shuffled” is the mean over {DRAWS} other entities of "
             "the same type, read and written at the same places: what the prompt, the layer and the type bring by "
-            "themselves. p are of sign-flip permutations of whole entities, corrected by Holm within a family of "
-            "controls."
+            "themselves. p are of sign-flip permutations of whole entities, corrected by Holm within a family: of "
+            "controls, of prompts. Nothing is counted as resolved at ℓ 0, where the state is the last token as text; "
+            "words that stand in the name or the inspection prompt are not searched for."
         ),
         table=markdown(findings),
         left_out=left_out,
@@ -108,36 +111,64 @@ def page(scored: Scored, findings: Sequence[Finding], left_out: Sequence[str]) -
 def _headline(by: Mapping[tuple[str, str | None], Finding]) -> list[str]:
     rate = by["keyword/headline", None]
     text = by["keyword/headline", "phrase-only"]
-    gain = by.get(("surprisal-gain", "shuffled"))
-    surprise = f" The description is {gain} nats less surprising than with other entities' states." if gain else ""
+    distinctive = by.get((f"{DISTINCTIVE}/headline", None))
+    strict = (
+        f" By keywords that no other entity of the data has it is {distinctive}, of {distinctive.n_subjects}."
+        if distinctive
+        else ""
+    )
     return [
         f"- With the state, {rate} of the texts name the entity; {by['keyword/headline', 'shuffled']} more than with "
-        f"other entities' states. {verdict(by, 'keyword/headline')}",
+        f"other entities' states. {verdict(by, 'keyword/headline')}{strict}",
         f"- The name as plain text in the placeholder's stead, which is what the model knows anyway, differs by {text} "
         "(state minus text).",
+        *_surprise(by),
         f"- RougeL against the description: {by['rouge_l/headline', None]}; {by['rouge_l/headline', 'shuffled']} above "
-        f"shuffled.{surprise}",
+        f"shuffled. {verdict(by, 'rouge_l/headline')}",
+    ]
+
+
+def _surprise(by: Mapping[tuple[str, str | None], Finding]) -> list[str]:
+    if ("surprisal-gain", "shuffled") not in by:
+        return []
+    gains = ", ".join(f"{control} {by['surprisal-gain', control]}" for control in NEEDED)
+    return [
+        f"- The description is less surprising with the state, in nats, than with: {gains}. "
+        f"{verdict(by, 'surprisal-gain')}"
     ]
 
 
 def _resolved(by: Mapping[tuple[str, str | None], Finding]) -> list[str]:
     lines = []
     for stage, title in TITLES.items():
-        share, median = by[f"resolved/{stage}/{PROMPTS[0]}", None], by[f"resolution-median/{stage}/{PROMPTS[0]}", None]
-        spread = by.get((f"resolved/{stage}/range", None))
-        over = f", {shown(spread.low)} to {shown(spread.high)} over the three prompts" if spread else ""
+        key = f"{stage}/{PROMPTS[0]}"
+        share, median = by[f"resolved/{key}", None], by[f"resolution-median/{key}", None]
+        distinctive = by.get((f"resolved-distinctive/{key}", None))
+        strict = f", {distinctive} by keywords that no other entity has" if distinctive else ""
         lines.append(
-            f"- {title}: {share} of the entities are ever resolved (two layers in a row){over}; median resolution "
-            f"layer, as a share of depth: {shown(median.estimate)}."
+            f"- {title}: {share} of the entities are ever resolved (two layers in a "
+            f"row){_over(by, 'resolved', stage)}, {by[f'resolved/{key}', 'shuffled']} more than with other entities' "
+            f"states{strict}; median resolution layer, as a share of depth: {shown(median.estimate)}."
         )
+        first, last = (by.get((f"{which}-layer/{key}", None)) for which in ("first", "last"))
+        if first and last:
+            lines.append(
+                f"- {title}: of those, the first layer is on average at {first}{_over(by, 'first-layer', stage)}, the "
+                f"last at {last} of the depth{_over(by, 'last-layer', stage)}."
+            )
     tiers = [by[key] for key in by if key[0].startswith("resolved/tier-")]
     shares = ", ".join(f"{finding.name[-1]}: {finding}" for finding in tiers)
-    p = tiers[0].p if tiers else None
+    tested = f"; log-rank p {shown_p(tiers[0].p)}" if len(tiers) > 1 else ""
     return [
         *lines,
-        f"- By popularity tier (1 household name, 3 known to few): {shares}; log-rank p {shown_p(p)}.",
+        f"- By popularity tier (1 household name, 3 known to few): {shares}{tested}.",
         _names(by),
     ]
+
+
+def _over(by: Mapping[tuple[str, str | None], Finding], name: str, stage: str) -> str:
+    spread = by.get((f"{name}/{stage}/range", None))
+    return f", {shown(spread.low)} to {shown(spread.high)} over the prompts" if spread else ""
 
 
 def _names(by: Mapping[tuple[str, str | None], Finding]) -> str:
@@ -153,9 +184,10 @@ def _names(by: Mapping[tuple[str, str | None], Finding]) -> str:
 
 def _early(by: Mapping[tuple[str, str | None], Finding]) -> list[str]:
     lines = []
-    for stage, title in TITLES.items():
-        first, last = by.get((f"early-first/{stage}", None)), by.get((f"early-last/{stage}", None))
-        peak, difference = by[f"peak/{stage}", None], by[f"early-minus-late/{stage}", None]
+    for stage, prompt in ((stage, prompt) for stage, prompts in STAGES.items() for prompt in prompts):
+        key, title = f"{stage}/{prompt}", f"{TITLES[stage]}, {prompt}"
+        first, last = by.get((f"early-first/{key}", None)), by.get((f"early-last/{key}", None))
+        peak, difference = by[f"peak/{key}", None], by[f"early-minus-late/{key}", None]
         shares = (
             f"of the resolved, {first} are first resolved in the first half of the depth, and {last} for the last "
             "time; "
@@ -164,7 +196,7 @@ def _early(by: Mapping[tuple[str, str | None], Finding]) -> list[str]:
         )
         lines.append(
             f"- The article's “early layers” ({title}): {shares}the curve is highest at {peak} of the depth; first "
-            f"half minus second half: {difference}."
+            f"half minus second half: {difference} (p {shown_p(difference.p)})."
         )
     return lines
 
@@ -186,8 +218,9 @@ def _parts(by: Mapping[tuple[str, str | None], Finding]) -> list[str]:
 def _forms(by: Mapping[tuple[str, str | None], Finding]) -> list[str]:
     lines = []
     if ("bare-minus-carrier", None) in by:
-        bare = by["bare-minus-carrier", None]
-        lines.append(f"- Without a carrier (the bare name; often an attention sink) hits differ by {bare}.")
+        bare, sinks = by["bare-minus-carrier", None], by.get(("bare-minus-carrier/sinks", None))
+        read = f"of them {sinks.n_subjects} read at an attention sink: {sinks}" if sinks else "none read at a sink"
+        lines.append(f"- Without a carrier (the bare name, {bare.n_subjects}) hits differ by {bare}; {read}.")
     if ("short-minus-full", None) in by:
         short = by["short-minus-full", None]
         lines.append(

@@ -12,9 +12,11 @@ from patchscopes.results import Results
 from patchscopes.studies.choice import choose_layers
 from patchscopes.studies.entities import PROMPTS, too_few, without
 from patchscopes.studies.entity_resolution.design import Design
-from patchscopes.studies.entity_resolution.findings import Scored, all_findings, curve_table, entity_table
+from patchscopes.studies.entity_resolution.findings import all_findings
 from patchscopes.studies.entity_resolution.page import figures, page
 from patchscopes.studies.entity_resolution.popularity import name_logprobs
+from patchscopes.studies.entity_resolution.scored import Scored
+from patchscopes.studies.entity_resolution.tables import curve_table, entity_table
 from patchscopes.studies.entity_resolution.walkthrough import walkthrough
 from patchscopes.studies.report import Report, findings_table, left_out, provenance_of
 from patchscopes.studies.setup import Setup, StudyOptions
@@ -97,6 +99,7 @@ def _gaps(design: Design, results: Mapping[str, Results]) -> list[str]:
         "bare": (PROMPTS[0], design.reported, "without a carrier"),
         "short": (PROMPTS[0], design.paired(), "in their short form"),
         "surprisal": (PROMPTS[2], design.described(), "by the surprise at their description"),
+        "surprisal-controls": (PROMPTS[2], design.described(), "by that surprise beside random states"),
     }
     found = []
     for stage, (prompt, entities, how) in further.items():

@@ -3,7 +3,7 @@
 from patchscopes.prompts import find_prompt
 from patchscopes.resolve import resolve
 from patchscopes.studies.entities import CARRIER, PROMPTS
-from patchscopes.studies.entity_resolution.findings import Scored
+from patchscopes.studies.entity_resolution.scored import Scored
 from patchscopes.studies.scores import SCORES, answer_of
 from patchscopes.studies.walk import contrasts, sentence, table_of
 

@@ -60,16 +60,17 @@ class Detokenised:
 
     @property
     def first(self) -> list[int | None]:
-        """The first ℓ at which the whole word's token is there."""
+        """The first ℓ ≥ 1 at which the whole word's token is there."""
         return self._first(self.split)
 
     @property
     def first_recognised(self) -> list[int | None]:
-        """The first ℓ at which the split word is recognised."""
+        """The first ℓ ≥ 1 at which the split word is recognised."""
         return self._first(self.recognised)
 
     def _first(self, found: NDArray[np.bool_]) -> list[int | None]:
-        return [self.layers[int(row.argmax())] if row.any() else None for row in found]
+        # At ℓ 0 only the last piece has been read: what is near it there, no block has made.
+        return [self.layers[1 + int(row.argmax())] if row.any() else None for row in found[:, 1:]]
 
 
 def split_words(design: Design) -> tuple[tuple[Word, ...], list[Exclusion]]:

@@ -16,7 +16,7 @@ from patchscopes.studies.choice import Choice
 from patchscopes.studies.entities import DRAWS
 from patchscopes.studies.headline import DIFFERENCE, HIT, beside
 from patchscopes.studies.report import Finding
-from patchscopes.studies.scores import SCORES, Curves, curves_of, places_of
+from patchscopes.studies.scores import SCORES, Curves, curves_of, ever_resolved, places_of
 from patchscopes.studies.texts import Table
 from patchscopes.studies.tokenization.design import PROMPT, Design
 from patchscopes.studies.tokenization.detokenised import Detokenised
@@ -82,8 +82,8 @@ class Scored:
 
     @cached_property
     def hits(self) -> NDArray[np.bool_]:
-        """Hits by rule 23: (name, ℓ). None is counted at ℓ 0, where the state is the last token itself."""
-        return _hits(self.curves)
+        """Hits by rule 23: (name, ℓ)."""
+        return self.curves.hits
 
     @cached_property
     def layers_of(self) -> list[Resolved]:
@@ -120,13 +120,6 @@ def _curves(scored: Scored, stage: str, made: Sequence[Form], items: Sequence[in
     return curves_of(table, score, items, places_of(layers, scored.choice.target_layer))
 
 
-def _hits(curves: Curves) -> NDArray[np.bool_]:
-    """Hits by rule 23; the first column, which is ℓ 0, counts for nothing."""
-    found = curves.hits
-    found[:, 0] = False
-    return found
-
-
 def hit_rate(found: NDArray[np.bool_]) -> NDArray[np.float64]:
     """The share of the ℓ above 0 with a hit: (name, ℓ) → (name)."""
     rate: NDArray[np.float64] = found[:, 1:].mean(axis=1)
@@ -151,7 +144,7 @@ def _form_scores(scored: Scored, form: str) -> FormScores:
     where = {other.entity.name: k for k, other in enumerate(others) if k in there}
     kept = [k for k, one in enumerate(made) if k not in missing and one.entity.name in where]
     pairs = [where[made[k].entity.name] for k in kept]
-    mine, theirs = (_hits(_curves(scored, *args, layers)) for args in ((form, made, kept), (stage, others, pairs)))
+    mine, theirs = (_curves(scored, *args, layers).hits for args in ((form, made, kept), (stage, others, pairs)))
     more = [made[k].n_tokens - others[other].n_tokens for k, other in zip(kept, pairs, strict=True)]
     chosen = tuple(made[k] for k in kept)
     return FormScores(form, tuple(one.entity for one in chosen), chosen, mine, theirs, np.array(more, dtype=np.int64))
@@ -194,9 +187,23 @@ def headline(scored: Scored) -> list[Finding]:
     return beside("keyword/headline", own, controls, scored.subjects, seed=scored.seed, about=about)
 
 
+def _resolved(scored: Scored) -> list[Finding]:
+    """All names; and beside them the same best of all ℓ with each donor's state (rule 17)."""
+    own = np.array([layer.first is not None for layer in scored.layers_of], dtype=float)
+    donors = ever_resolved(scored.curves.donor_hits, scored.design.every_layer)
+    label = "share of names with a resolution layer (rule 23's criterion)"
+    p = sign_flip(own - donors, scored.subjects, seed=scored.seed).p
+    interval = mean_interval(own - donors, scored.subjects, seed=scored.seed, bounds=DIFFERENCE, own=own)
+    said = f"{label}, minus that with other names' states"
+    return [
+        Finding.of("resolved", scored.mean(own), label),
+        Finding.of("resolved", interval, said, control="shuffled", p=p),
+    ]
+
+
 def by_tokens(scored: Scored) -> list[Finding]:
     """Who is resolved, and by which layer, among names of one, two and more tokens; not matched for anything."""
-    found: list[Finding] = []
+    found = _resolved(scored)
     depth = scored.design.n_layers
     first = [layer.first for layer in scored.layers_of]
     p = logrank(first, scored.groups, depth)
@@ -312,12 +319,12 @@ def detokenisation(scored: Scored) -> list[Finding]:
     if not words.words:
         return []
     names = [word.text for word in words.words]
-    ever = words.split.any(axis=1).astype(float)
+    ever = words.split[:, 1:].any(axis=1).astype(float)
     label = "share of split words whose whole-word token is among the ten nearest of the last piece's state"
-    found = [Finding.of("detokenised/ever", mean_interval(ever, names, seed=seed), f"{label} at some ℓ")]
+    found = [Finding.of("detokenised/ever", mean_interval(ever, names, seed=seed), f"{label} at some ℓ ≥ 1")]
     controls = {LAYER_0: words.split[:, 0].astype(float)}
     if words.others.shape[1]:
-        controls = {SHUFFLED: words.others.any(axis=2).mean(axis=1), **controls}
+        controls = {SHUFFLED: words.others[:, :, 1:].any(axis=2).mean(axis=1), **controls}
     corrected = holm([sign_flip(ever - other, names, seed=seed).p for other in controls.values()])
     for (control, other), p in zip(controls.items(), corrected, strict=True):
         interval = mean_interval(ever - other, names, seed=seed, bounds=DIFFERENCE, own=ever)
@@ -352,6 +359,6 @@ def _recognised(scored: Scored, names: list[str]) -> list[Finding]:
 
 
 def _plain(scored: Scored, names: list[str]) -> list[Finding]:
-    plain = scored.words.plain.mean(axis=1)
-    about = "share of ℓ at which a word that was not split has its own token among the ten nearest"
+    plain = scored.words.plain[:, 1:].mean(axis=1)
+    about = "share of ℓ ≥ 1 at which a word that was not split has its own token among the ten nearest"
     return [Finding.of("detokenised/plain", mean_interval(plain, names, seed=scored.seed), about)]

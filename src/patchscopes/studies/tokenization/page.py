@@ -14,7 +14,7 @@ from patchscopes.studies.tokenization.findings import CHANCE, GROUPS, LAYER_0, S
 from patchscopes.studies.tokenization.forms import FORMS
 from patchscopes.studies.tokenization.tables import RECOGNISED, WHOLE
 
-NOTE = "Bars: 95 % bootstrap over names."
+NOTE = "Bars: 95 % intervals over names."
 By = Mapping[tuple[str, str | None], Finding]
 LABELS = {
     "no-space": "no space before it",
@@ -77,8 +77,8 @@ def page(scored: Scored, findings: Sequence[Finding], left_out: Sequence[str]) -
         opening=(
             f"How does the split of a name into tokens change its resolution? {len(scored.items)} names, each at the "
             f"end of “{CARRIER.format('…')}”; the state of the name's last token at ℓ is written over the placeholder "
-            f"of an inspection prompt at {choice.target}, and the text that follows is searched for words that only a "
-            f"description of this entity holds. {len(choice.chose)} other entities chose ℓ* and the headline's ℓ = "
+            f"of an inspection prompt at {choice.target}, and the text that follows is searched for words of a "
+            f"description of this entity. {len(choice.chose)} other entities chose ℓ* and the headline's ℓ = "
             f"{choice.headline}, and are not in any figure."
         ),
         found=[
@@ -120,8 +120,10 @@ def _tokens(by: By) -> list[str]:
     )
     p = there[0][1].p
     return [
-        f"- Resolved, by number of tokens (not matched): {listed}; log-rank p {shown_p(p)}. Median resolution layer as "
-        f"a share of depth: {medians}."
+        f"- Resolved, two layers in a row: {by['resolved', None]} of the names, {by['resolved', 'shuffled']} more than "
+        "with other names' states.",
+        f"- By number of tokens (not matched): {listed}; log-rank p {shown_p(p)}. Median resolution layer as a share "
+        f"of depth: {medians}.",
     ]
 
 
@@ -172,10 +174,10 @@ def _words(by: By) -> list[str]:
     plain, same, met = by["detokenised/plain", None], by["recognised", None], by["recognised/first-layer", None]
     return [
         f"- Of {ever.n_subjects} words of one token, split by force, {ever} have their whole-word token among the ten "
-        f"nearest of the last piece's state at some ℓ ({'; '.join(parts)}); median of the first such ℓ, as a share of "
-        f"depth: {shown(first.estimate)}. A word that was not split has its own token there at {plain} of ℓ: where "
-        "that is little more than ℓ 0 alone, embeddings say nothing about states in this model, and their silence "
-        "about split words is no evidence.",
+        f"nearest of the last piece's state at some ℓ ≥ 1 ({'; '.join(parts)}); median of the first such ℓ, as a share "
+        f"of depth: {shown(first.estimate)}. A word that was not split has its own token there at {plain} of ℓ ≥ 1: "
+        "where that is next to nothing, embeddings say nothing about states in this model, and their silence about "
+        "split words is no evidence.",
         f"- Among states of words: at {same} of ℓ ≥ 1 its state is nearest to that of the same word, plain; "
         f"{by['recognised', CHANCE]} more than by chance, {by['recognised', LAYER_0]} more than at ℓ 0; median of the "
         f"first such ℓ: {shown(met.estimate)} of the depth.",

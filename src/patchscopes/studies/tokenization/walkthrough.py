@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from patchscopes.neighbours import Neighbour
 from patchscopes.prompts import find_prompt
 from patchscopes.studies.entities import CARRIER
+from patchscopes.studies.report import shown
 from patchscopes.studies.scores import answer_of, places_of
 from patchscopes.studies.texts import Table
 from patchscopes.studies.tokenization.design import PROMPT
@@ -51,11 +52,18 @@ def walkthrough(scored: Scored) -> str:
         "",
         f"Words that count as the entity: {', '.join(name.entity.keywords)}.",
         "",
-        "How to read it: at ℓ 0 the nearest token is the last piece itself; where the words of the two columns come to "
-        "agree, the model has put the pieces together. Near tokens are evidence that a word is there, far ones are "
-        "none that it is not: higher up, states need not resemble embeddings, and turn to what comes next.",
+        "How to read it: at ℓ 0 the nearest token is the last piece itself. The whole word, near the state of its last "
+        "piece at a later ℓ, is evidence that the model has put the pieces together; that it is not there is none that "
+        "it has not, since states need not resemble embeddings. How far they do here: over all words of the report, "
+        f"one that was not split has its own token among the ten nearest at {_near(scored)} of the ℓ above 0. Where "
+        "that is little, what the columns have in common is no word's doing, and the texts tell more.",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _near(scored: Scored) -> str:
+    plain = scored.words.plain
+    return shown(float(plain[:, 1:].mean())) if plain.size else "–"
 
 
 def _chosen(scored: Scored) -> tuple[Form, Form | None]:

@@ -1,0 +1,99 @@
+"""The results of entity-resolution as arrays: hits and scores by stage, prompt, entity and ℓ."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from numpy.typing import ArrayLike
+
+from patchscopes.analysis.intervals import Interval, mean_interval
+from patchscopes.analysis.resolution import Resolved, resolution_layers
+from patchscopes.data import Entity
+from patchscopes.results import Results
+from patchscopes.studies.choice import Choice
+from patchscopes.studies.entities import PROMPTS
+from patchscopes.studies.entity_resolution.design import Design
+from patchscopes.studies.headline import HIT
+from patchscopes.studies.scores import SCORES, Curves, curves_of, naming, places_of, tables_of, uncopied
+from patchscopes.studies.texts import Score, Table
+
+# ℓ* = ℓ is read through the first prompt, the fixed ℓ* through all three.
+STAGES = {"same": PROMPTS[:1], "fixed": PROMPTS}
+DISTINCTIVE = "distinctive"  # hits by the keywords that no other entity of the data has
+
+
+@dataclass(frozen=True)
+class Scored:
+    """The results of all stages, with the entities that have every result of the main stages."""
+
+    design: Design
+    choice: Choice
+    results: Mapping[str, Results]
+    items: tuple[int, ...]
+    name_logprobs: Mapping[str, tuple[float, int]]  # (mean ln p per token, tokens) of each name
+    _curves: dict[tuple[str, str, str], Curves] = field(default_factory=dict, repr=False)
+
+    @property
+    def entities(self) -> list[Entity]:
+        """The entities that are reported on, in the order of all arrays."""
+        return [self.design.reported[item] for item in self.items]
+
+    @property
+    def names(self) -> list[str]:
+        """The subjects over which intervals are made."""
+        return [entity.name for entity in self.entities]
+
+    @property
+    def seed(self) -> int:
+        """Of all resampling."""
+        return self.design.setup.seed
+
+    def target(self, stage: str) -> int | None:
+        """ℓ* of a main stage; None where ℓ* = ℓ."""
+        return None if stage == "same" else self.choice.fixed
+
+    @cached_property
+    def tables(self) -> dict[str, dict[str, Table]]:
+        """The main stages' rows, by stage and prompt."""
+        n = len(self.design.reported)
+        return {stage: tables_of(self.results[stage], prompts, n) for stage, prompts in STAGES.items()}
+
+    @cached_property
+    def keyword(self) -> dict[tuple[str, str], Curves]:
+        """Keyword hits by (stage, prompt)."""
+        return {(stage, prompt): self.curves(stage, prompt, "keyword") for stage in STAGES for prompt in STAGES[stage]}
+
+    @cached_property
+    def layers_of(self) -> dict[tuple[str, str], list[Resolved]]:
+        """Resolution layers by (stage, prompt)."""
+        return {key: resolution_layers(curves.hits, self.design.every_layer) for key, curves in self.keyword.items()}
+
+    def measure(self, score: str) -> Score:
+        """One of SCORES, or DISTINCTIVE."""
+        if score == DISTINCTIVE:
+            return naming(self.design.reported, self.design.distinctive)
+        return SCORES[score](self.design.reported)
+
+    def asked(self, score: str, prompt: str) -> list[int]:
+        """Positions among the entities that have words for the score which cannot be copied from name or prompt."""
+        words = {
+            "type": lambda e: e.type_keywords, "part": lambda e: e.part_keywords, DISTINCTIVE: self.design.distinctive,
+        }.get(score)  # fmt: skip
+        if words is None:
+            return list(range(len(self.items)))
+        return [k for k, entity in enumerate(self.entities) if uncopied(tuple(words(entity)), entity.name, prompt)]
+
+    def curves(self, stage: str, prompt: str, score: str) -> Curves:
+        """The curves of a main stage by one of SCORES, or DISTINCTIVE."""
+        key = stage, prompt, score
+        if key not in self._curves:
+            places = places_of(self.design.every_layer, self.target(stage))
+            self._curves[key] = curves_of(self.tables[stage][prompt], self.measure(score), self.items, places)
+        return self._curves[key]
+
+    def mean(
+        self, values: ArrayLike, *, bounds: tuple[float, float] | None = HIT, among: Sequence[int] | None = None
+    ) -> Interval:
+        """The mean over entities (those at `among`) with its interval."""
+        names = self.names if among is None else [self.names[k] for k in among]
+        return mean_interval(values, names, seed=self.seed, bounds=bounds)
