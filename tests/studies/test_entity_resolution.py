@@ -444,6 +444,28 @@ def test_bare_names_at_an_attention_sink_are_told_apart(tmp_path: Path, monkeypa
     assert f"{sinks.n_subjects} read at an attention sink" in report.pages["page"]
 
 
+def test_words_that_can_be_copied_are_counted_among_what_was_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """ "ombra" stands in each name; "actor" in each inspection prompt, so that no entity is asked for its kind."""
+    entries = [{**entry, "type_keywords": ["actor", "Ombra"]} for entry in made_up() if entry["type"] == "person"]
+    monkeypatch.setattr(design, "QUICK", replace(design.QUICK, n_choosing=6, n_surprisal=6))
+    report = entity_resolution.run(
+        long_model(4),
+        data=write(tmp_path / "entities.json", entries),
+        quick=True,
+        runner=lambda _: planted(entries, (1, 2)),
+    )
+    n = len(report.provenance["design"]["reported"])
+    with_part = {entry["name"] for entry in entries if "part" in entry} & set(report.provenance["design"]["reported"])
+    assert any(
+        note.startswith(f"{2 * n} of {2 * n + len(with_part)} words of kinds and parts") for note in report.notes
+    )
+    curves = report.tables["curves"]
+    assert not len(curves[curves.score == "type"])
+    assert len(curves[curves.score == "part"])
+
+
 def test_keywords_that_others_have_too_are_not_distinctive(tmp_path: Path) -> None:
     """All of them are said to be "hello", and each by a word of its own at other layers."""
     entries = made_up()

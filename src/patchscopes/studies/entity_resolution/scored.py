@@ -83,6 +83,12 @@ class Scored:
             return list(range(len(self.items)))
         return [k for k, entity in enumerate(self.entities) if uncopied(tuple(words(entity)), entity.name, prompt)]
 
+    @property
+    def n_copied(self) -> int:
+        """Words of kinds and parts that are not searched for in some prompt, since they can be copied (rule 18)."""
+        words = [(e.name, word) for e in self.entities for word in (*e.type_keywords, *e.part_keywords)]
+        return sum(any(not uncopied((word,), name, prompt) for prompt in PROMPTS) for name, word in words)
+
     def curves(self, stage: str, prompt: str, score: str) -> Curves:
         """The curves of a main stage by one of SCORES, or DISTINCTIVE."""
         key = stage, prompt, score

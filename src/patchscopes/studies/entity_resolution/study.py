@@ -44,7 +44,7 @@ def run(model: Model, **options: Unpack[StudyOptions]) -> Report:
     scored = Scored(design, choice, results, items, names)
     findings = all_findings(scored)
     excluded = [*data.excluded, *design.excluded, *missing, *lost]
-    notes = [*data.notes, *_notes(design), *_gaps(design, results)]
+    notes = [*data.notes, *_notes(design), *_copied(scored), *_gaps(design, results)]
     curves = curve_table(scored)
     report = Report(
         study=NAME,
@@ -107,6 +107,13 @@ def _gaps(design: Design, results: Mapping[str, Results]) -> list[str]:
             why = next(iter(missing.values())).splitlines()[0]
             found.append(f"{len(missing)} of {len(entities)} entities are not scored {how}; of the first: {why}")
     return found
+
+
+def _copied(scored: Scored) -> list[str]:
+    """How many words are not searched for since they can be copied."""
+    n, of = scored.n_copied, sum(len(e.type_keywords) + len(e.part_keywords) for e in scored.entities)
+    what = "words of kinds and parts stand in the name or in an inspection prompt, and are not searched for there"
+    return [f"{n} of {of} {what}"] if n else []
 
 
 def _notes(design: Design) -> list[str]:
