@@ -14,6 +14,7 @@ from patchscopes.data import Entity
 from patchscopes.spec import Readout
 from patchscopes.studies.entities import (
     CARRIER,
+    DRAWS,
     FEWEST,
     PROMPTS,
     EntityDesign,
@@ -34,6 +35,7 @@ class Scale(EntityScale):
     n_coarse: int  # layers at which every control is run
     n_surprisal: int  # entities whose descriptions are scored, which takes longer than texts
     surprisal_step: int  # between the ℓ at which they are
+    surprisal_draws: int  # of the controls there that need a cell for each
 
 
 FULL = Scale(
@@ -45,16 +47,18 @@ FULL = Scale(
     target_shares=(0.0, 1 / 30, 0.1, 0.2),
     n_surprisal=80,
     surprisal_step=3,
+    surprisal_draws=DRAWS,
 )
 QUICK = Scale(
     n_reported=30,
     n_choosing=30,
-    max_new_tokens=10,
+    max_new_tokens=8,
     n_coarse=2,
     step=4,
     target_shares=(0.0, 0.1),
     n_surprisal=20,
     surprisal_step=10,
+    surprisal_draws=2,
 )
 
 
@@ -115,7 +119,7 @@ class Design(EntityDesign):
             self._stage("fixed", self.every_layer, target_layer),
             self._controls(self.coarse(headline), target_layer),
             self._surprisal("surprisal", self.surprisal_layers(headline), target_layer, ("unpatched", "shuffled")),
-            self._surprisal("surprisal-controls", (headline,), target_layer, ("random", "random-state")),
+            self._surprisal_controls(headline, target_layer),
             self._stage("bare", self.stepped, target_layer, carrier="{}", prompts=PROMPTS[:1]),
         ]
         return [*stages, self._short(target_layer)] if self.paired() else stages
@@ -151,6 +155,10 @@ class Design(EntityDesign):
         """
         sources = [replace(source(entity, name=entity.bare), kind=None) for entity in self.paired()]
         return Stage("short", self.sweep(sources, self.stepped, (target,), ("unpatched", "shuffled")))
+
+    def _surprisal_controls(self, headline: int, target: int) -> Stage:
+        stage = self._surprisal("surprisal-controls", (headline,), target, ("random", "random-state"))
+        return replace(stage, sweep=replace(stage.sweep, draws=self.scale.surprisal_draws))
 
     def _surprisal(self, name: str, layers: Sequence[int], target: int, controls: Sequence[str]) -> Stage:
         """How surprised the patched model is by the entity's description, the answer to a question."""

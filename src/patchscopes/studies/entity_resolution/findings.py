@@ -341,8 +341,8 @@ def _drawn_gains(scored: Scored, names: Sequence[str]) -> dict[str, np.ndarray]:
     table, controls = (
         Table.of(scored.results[name], PROMPTS[2], len(entities)) for name in ("surprisal", "surprisal-controls")
     )
-    own = table.own(surprised, items, places)
+    own, draws = table.own(surprised, items, places), scored.design.scale.surprisal_draws
     return {
-        control: controls.drawn(control, surprised, items, places, DRAWS).mean(axis=1) - own
+        control: controls.drawn(control, surprised, items, places, draws).mean(axis=1) - own
         for control in ("random", "random-state")
     }

@@ -125,7 +125,8 @@ def _notes(design: Design) -> list[str]:
         f"random, random-state, mean and zero are run at ℓ = {', '.join(map(str, design.coarse()))} and the "
         "headline's, through the first prompt; ℓ* = ℓ through the first prompt too",
         f"ℓ* was chosen among {', '.join(map(str, design.target_candidates))}, at every {scale.step}. ℓ, which bare "
-        f"names and short forms are read at too; descriptions are scored at every {scale.surprisal_step}. ℓ",
+        f"names and short forms are read at too; descriptions are scored at every {scale.surprisal_step}. ℓ, beside "
+        f"random and random-state at the headline's ({scale.surprisal_draws} draws)",
         f"texts are {scale.max_new_tokens} tokens long, and cut where they go on to another entity",
     ]
     if not_run:
