@@ -85,6 +85,14 @@ def test_the_papers_score_is_the_best_over_target_layers(found: Done) -> None:
     assert dict(zip(exists.source_layer, exists.estimate, strict=True)) == {k: float(k in (2, 3)) for k in layers}
 
 
+def test_comparisons_of_a_family_are_corrected(found: Done) -> None:
+    """Rule 19. All of 12 subjects on one side are 2 of all flips: times three relations, and times seven controls."""
+    for name in ("country capital", "country largest city", "berry colour"):
+        assert found.report.finding(f"exists/{name}", "shuffled").p == pytest.approx(3 * 2 / 2**12), name
+    ranked = [f.p or 0.0 for f in found.report.findings if f.name == "rank-gain/country capital" and f.control]
+    assert (len(ranked), min(ranked)) == (7, pytest.approx(7 * 2 / 2**12))
+
+
 def test_the_grid_shows_where_the_signal_is_and_what_was_chosen(found: Done) -> None:
     grid = found.report.tables["grid"]
     capital = grid[grid.relation == "country capital"].set_index(["source_layer", "target_layer"])

@@ -81,6 +81,14 @@ def test_the_probe_is_level_from_where_on_it_stays_so(accuracy: list[float], pat
     assert level_of([2, 4, 8], accuracy, patchscope) == pytest.approx(level, nan_ok=True)
 
 
+def test_the_probe_may_choose_from_the_layers_that_are_patched_and_no_others() -> None:
+    """Rule 20: the very states that are patched. ℓ 0 is for neither."""
+    for quick in (False, True):
+        made = design.Design.of(setup.Setup.of(long_model(), {"quick": quick}), 4)
+        assert set(made.probed) == {made.placements[k][0] for k in made.eligible}
+        assert 0 not in made.probed
+
+
 def test_relations_have_folders_of_their_own_whatever_letters_they_are_written_in() -> None:
     names = ("country capital", "столица", "язык", "国家", "C++", "C#", "C", "c", "a-b", "a b")
     slugs = [case_of(name=name).slug for name in names]

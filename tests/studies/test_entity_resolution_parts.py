@@ -3,14 +3,18 @@
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from data_files import write
-from patchscopes.data import load_entities
+from patchscopes.data import Entity, load_entities
+from patchscopes.prompts import resolve_positions, tokenize
 from patchscopes.spec import Cell, State
 from patchscopes.studies import entity_resolution, setup
+from patchscopes.studies.entities import source
 from patchscopes.studies.entity_resolution import design
+from patchscopes.studies.report import Report
 from study_cases import SPEED, SPOKEN, Saying, long_model, made_up, one_kind, planted, text_of
 
 
@@ -20,6 +24,13 @@ def no_timing() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(setup, "measure_speed", lambda *_, **__: SPEED)
         yield
+
+
+def small(folder: Path, entries: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> Report:
+    """A small study of `entries`, whose states say their keywords at ℓ 1 and 2 of 4."""
+    monkeypatch.setattr(design, "QUICK", replace(design.QUICK, n_choosing=6, n_surprisal=6))
+    data, runner = write(folder / "entities.json", entries), planted(entries, (1, 2))
+    return entity_resolution.run(long_model(4), data=data, quick=True, runner=lambda _: runner)
 
 
 def test_how_far_the_entity_lies_behind_its_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -72,13 +83,7 @@ def test_bare_names_at_an_attention_sink_are_told_apart(tmp_path: Path, monkeypa
     for k, entry in enumerate(entries):
         if k % 2:
             entry["name"] = "QXZWVUJY"[k // 2]
-    monkeypatch.setattr(design, "QUICK", replace(design.QUICK, n_choosing=6, n_surprisal=6))
-    report = entity_resolution.run(
-        long_model(4),
-        data=write(tmp_path / "entities.json", entries),
-        quick=True,
-        runner=lambda _: planted(entries, (1, 2)),
-    )
+    report = small(tmp_path, entries, monkeypatch)
     names = report.provenance["design"]["reported"]
     sinks, others = (report.finding(f"bare-minus-carrier/{which}") for which in ("sinks", "others"))
     assert sinks.n_subjects == sum(len(name) == 1 for name in names) > 0
@@ -91,13 +96,7 @@ def test_words_that_can_be_copied_are_counted_among_what_was_left_out(
 ) -> None:
     """ "ombra" stands in each name; "actor" in each inspection prompt, so that no entity is asked for its kind."""
     entries = [{**entry, "type_keywords": ["actor", "Ombra"]} for entry in made_up() if entry["type"] == "person"]
-    monkeypatch.setattr(design, "QUICK", replace(design.QUICK, n_choosing=6, n_surprisal=6))
-    report = entity_resolution.run(
-        long_model(4),
-        data=write(tmp_path / "entities.json", entries),
-        quick=True,
-        runner=lambda _: planted(entries, (1, 2)),
-    )
+    report = small(tmp_path, entries, monkeypatch)
     n = len(report.provenance["design"]["reported"])
     with_part = {entry["name"] for entry in entries if "part" in entry} & set(report.provenance["design"]["reported"])
     assert any(
@@ -125,3 +124,15 @@ def test_short_forms_that_are_the_same_are_no_donors_of_each_other(tmp_path: Pat
     made = design.Design.of(setting, load_entities(write(tmp_path / "e.json", entries)).items)
     assert sum(entity.bare == "Ombra" for entity in made.reported) > 6
     assert not made.paired(), "one state for all of them"
+
+
+def test_a_name_that_stands_in_the_carrier_too_is_read_at_the_end() -> None:
+    for name in ("talking", "All", "them", "(.*", "Nowhere"):
+        made = source(replace(nowhere(), name=name))
+        assert made.at is not None
+        tokens = tokenize(long_model(), made.text, bos="auto")
+        assert resolve_positions(long_model(), tokens, made.at) == (len(tokens) - 1,)
+
+
+def nowhere() -> Entity:
+    return Entity("Nowhere", "place", 1, "A place.", ("place",))

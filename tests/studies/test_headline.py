@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from patchscopes.studies.headline import NEEDED, beside, verdict
+from patchscopes.studies.headline import NEEDED, beside, holm_over, verdict
+from patchscopes.studies.report import Finding
 
 SUBJECTS = [str(k) for k in range(10)]
 ABOUT = "hits", "ℓ 1 → ℓ* 1"
@@ -26,3 +27,9 @@ def test_the_verdict_needs_all_four_controls(failing: str | None) -> None:
     said = verdict({(finding.name, finding.control): finding for finding in found}, "rate")
     assert ("does not stand" in said) == (failing is not None)
     assert failing is None or f"beside {failing} the" in said
+
+
+def test_only_the_family_is_corrected() -> None:
+    found = [Finding(name, 0.0, 0.0, 0.0, 1, 1, None, "", p) for name, p in (("a", 0.01), ("b", 0.04), ("c", 0.03))]
+    assert [f.p for f in holm_over(found, lambda f: f.name != "c")] == [0.02, 0.04, 0.03]
+    assert holm_over(found, lambda f: False) == found

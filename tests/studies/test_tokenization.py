@@ -69,6 +69,15 @@ def test_every_name_has_a_split_word_or_a_reason(report: Report) -> None:
     assert report.finding("detokenised/ever").n_subjects == len(words) > 1
 
 
+def test_the_best_of_all_layers_stands_beside_the_same_of_other_names(report: Report) -> None:
+    """Rule 17: whoever is ever resolved, minus the donors that would be."""
+    own, left = report.finding("resolved"), report.finding("resolved", "shuffled")
+    assert own.estimate == pytest.approx(report.tables["names"]["first"].notna().mean())
+    assert left.estimate <= own.estimate
+    assert left.p is not None
+    assert "Resolved, two layers in a row" in report.pages["page"]
+
+
 def test_names_are_grouped_by_their_tokens(report: Report) -> None:
     names = report.tables["names"]
     counts = Counter("3+" if n >= 3 else str(n) for n in names.n_tokens)

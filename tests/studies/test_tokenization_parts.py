@@ -21,7 +21,7 @@ from patchscopes.studies.entities import FEWEST, Parts
 from patchscopes.studies.setup import Setup
 from patchscopes.studies.tokenization import forms
 from patchscopes.studies.tokenization.design import TOO_FEW, Design, enough
-from patchscopes.studies.tokenization.detokenised import detokenise, other_words
+from patchscopes.studies.tokenization.detokenised import Detokenised, detokenise, other_words
 from patchscopes.studies.tokenization.forms import NotFormedError, another_split, drawn_cut, form_of, typo
 from patchscopes.studies.tokenization.matched import matched_difference, partners, slope
 from small_entities import written
@@ -183,8 +183,14 @@ def test_forms_of_a_name(llama: Model) -> None:
 def test_a_form_with_the_same_tokens_is_none(llama: Model) -> None:
     with pytest.raises(NotFormedError, match="do not change"):
         another_split(llama, named("hello"), "lower", seed=0)
-    with pytest.raises(NotFormedError, match="occurs twice"):
-        form_of(llama, named("them"), "plain", seed=0)
+
+
+@pytest.mark.parametrize("form", ["plain", "odd-split", "upper"])
+def test_a_name_that_stands_in_the_carrier_too_is_formed_at_the_end(llama: Model, form: str) -> None:
+    made = form_of(llama, named("talking"), form, seed=0)
+    assert made.said.lower() == "talking"
+    assert made.tokenized.text[made.start :] == made.said
+    assert made.positions[-1] == len(made.tokenized) - 1
 
 
 def test_a_name_whose_first_token_takes_in_what_stands_before_it_has_no_such_form(
@@ -266,6 +272,14 @@ def test_without_a_word_there_is_nothing_to_find(tmp_path: Path) -> None:
     assert {exclusion.item for exclusion in found.excluded} == {f"{n.entity.name}: detokenisation" for n in none.names}
     assert found.split.shape == found.recognised.shape == (0, 4)
     assert found.first == found.first_recognised == []
+
+
+def test_what_is_near_at_layer_0_no_block_has_made() -> None:
+    there = np.array([[True, False, True], [True, False, False]])
+    none = np.zeros((2, 0, 3), dtype=bool)
+    made = Detokenised((), (), (0, 1, 2), split=there, plain=there, others=none, recognised=~there)
+    assert made.first == [2, None]
+    assert made.first_recognised == [1, 1]
 
 
 def test_other_words_are_never_the_word_itself() -> None:

@@ -45,6 +45,11 @@ class Labels:
         return np.asarray(self.folds)
 
     @property
+    def n_accepted(self) -> int:
+        """For how many subjects it is said what is right."""
+        return len(self._accepted)
+
+    @property
     def n_folds(self) -> int:
         """How many folds have subjects, if none is skipped."""
         return int(self.fold.max()) + 1
@@ -92,7 +97,7 @@ def probe(states: ArrayLike, labels: Labels, *, seed: int) -> Probe:
         OptionError: shapes that do not belong together, or fewer than two folds.
     """
     x, fold, y = np.asarray(states, dtype=np.float64), labels.fold, labels.y
-    if x.ndim != 3 or not len(x) == len(y) == len(fold) or labels.n_folds < 2:
+    if x.ndim != 3 or not len(x) == len(y) == len(fold) == labels.n_accepted or len(set(fold.tolist())) < 2:
         raise OptionError(
             f"states {x.shape}, {len(y)} classes and {len(fold)} folds: one of each per subject, two folds."
         )

@@ -15,7 +15,7 @@ from patchscopes.errors import DataError, OptionError
 from patchscopes.prompts import find_prompt
 from patchscopes.rng import philox
 from patchscopes.spec import Readout, Source, Sweep
-from patchscopes.studies.setup import Setup, Stage
+from patchscopes.studies.setup import Setup, Stage, at_end
 
 CARRIER = "All of them were talking about {}"
 # The first is the paper's and the one that chooses; the range over all three is rule 23's uncertainty.
@@ -87,9 +87,10 @@ def source(
 ) -> Source:
     """The sentence whose last word is the entity (by another form where `name` is given), read at that word."""
     said = name or entity.name
+    text = carrier.replace("{}", said)
     return Source(
-        carrier.format(said),
-        at=f"text:{said}",
+        text,
+        at=at_end(text, said),
         expect=entity.keywords,
         item=entity.name,
         kind=entity.type,

@@ -1,6 +1,7 @@
 """A score at one placement, and what is left of it beside each control (rule 17)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from numpy.typing import NDArray
@@ -37,6 +38,14 @@ def beside(
         said = f"{label}, minus that with {control}, at {where}; p by sign flips, Holm over the controls"
         found.append(Finding.of(name, interval, said, control=control, p=p))
     return found
+
+
+def holm_over(findings: Sequence[Finding], family: Callable[[Finding], bool]) -> list[Finding]:
+    """The findings; the p of those of `family`, which all have one, with Holm's correction over them."""
+    places = [k for k, finding in enumerate(findings) if family(finding)]
+    p_values = [p for k in places if (p := findings[k].p) is not None]
+    corrected = dict(zip(places, holm(p_values), strict=True))
+    return [replace(finding, p=corrected.get(k, finding.p)) for k, finding in enumerate(findings)]
 
 
 def verdict(by: Mapping[tuple[str, str | None], Finding], name: str) -> str:

@@ -37,18 +37,19 @@ def answer_of(row: Row) -> str:
 
 def naming(entities: Sequence[Entity], words: Callable[[Entity], Sequence[str]]) -> Score:
     """Scores 1 where the answer holds one of the entity's `words` that it cannot have copied."""
+    listed = [tuple(words(entity)) for entity in entities]
 
     def score(item: int, row: Row) -> float:
-        entity = entities[item]
-        return float(matches(answer_of(row), uncopied(tuple(words(entity)), entity.name, row.prompt or "")))
+        assert row.prompt is not None
+        return float(matches(answer_of(row), uncopied(listed[item], entities[item].name, row.prompt)))
 
     return score
 
 
 @lru_cache(maxsize=1 << 16)
 def uncopied(words: tuple[str, ...], name: str, prompt: str) -> tuple[str, ...]:
-    """Those of `words` that stand neither in the name nor in the inspection prompt of the library (rule 18)."""
-    before = (name, find_prompt(prompt).text if prompt in ENDS else prompt)
+    """Those of `words` that stand neither in the name nor in the inspection prompt (rule 18)."""
+    before = (name, find_prompt(prompt).text)
     return tuple(word for word in words if not any(matches(text, [word]) for text in before))
 
 

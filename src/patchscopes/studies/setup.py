@@ -1,5 +1,6 @@
 """How a study is run: its model, its runner, where its runs are kept, and who is told of what it costs."""
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
@@ -47,6 +48,13 @@ class StudyOptions(TypedDict, total=False):
     memory_bytes: int | None
     watch: Watch
     tell: Callable[[str], None]
+
+
+def at_end(text: str, phrase: str) -> str:
+    """`at=` for the phrase that `text` ends with, also where it stands in the text before that."""
+    if text.find(phrase) + len(phrase) == len(text):
+        return f"text:{phrase}"
+    return rf"re:{re.escape(phrase)}\Z"  # "Nobody in the room had heard of hear"
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,5 +155,5 @@ class Setup:
             seconds += plan.explain(speed).seconds * stage.times
         kept = "" if self.out is None else f"; what {self.out / 'runs'} already holds is not run again"
         n_stages = sum(stage.times for stage in stages)
-        most, less = ("at most ", f" ({less})") if less else ("", "")
-        self.tell(f"{most}{n_stages:,} stages, {n_cells:,} cells, about {duration(seconds)} here{less}{kept}")
+        cost = f"{n_stages:,} stages, {n_cells:,} cells, about {duration(seconds)} here"
+        self.tell(f"at most {cost} ({less}){kept}" if less else f"{cost}{kept}")

@@ -12,12 +12,10 @@ import pandas as pd
 from patchscopes.analysis.matching import fold, matches
 from patchscopes.data import Exclusion, Fact
 from patchscopes.results import Results
-from patchscopes.studies.attribute_extraction.design import DRAWS, UNCAPPED, Case, Design
+from patchscopes.studies.attribute_extraction.design import CAPITAL, DRAWS, LARGEST, Case, Design
 from patchscopes.studies.attribute_extraction.outcome import Outcome, Placement
 from patchscopes.studies.setup import Stage
 from patchscopes.studies.texts import Table
-
-CAPITAL, LARGEST = UNCAPPED
 
 
 @dataclass(frozen=True)
@@ -83,6 +81,11 @@ def table(
             else:
                 rows.append(_line(case, k, (fact, other.facts[k]), (tables[place], place)))
     return pd.DataFrame(rows), excluded
+
+
+def compared(table: pd.DataFrame) -> pd.DataFrame:
+    """The lines of countries whose largest city is not the capital, where neither can be copied."""
+    return table[table.differ & ~table.leaks] if len(table) else table
 
 
 def _line(case: Case, k: int, facts: tuple[Fact, Fact], found: tuple[Table, Placement]) -> dict[str, object]:

@@ -15,7 +15,7 @@ from patchscopes.errors import PatchscopesError
 from patchscopes.prompts import resolve_positions, resolve_target, tokenize
 from patchscopes.rng import philox
 from patchscopes.spec import InspectionPrompt, Readout, Source, Sweep
-from patchscopes.studies.setup import Setup, Stage
+from patchscopes.studies.setup import Setup, Stage, at_end
 
 DRAWS = 5
 N_FOLDS = 5
@@ -23,8 +23,9 @@ FEWEST = (
     2 * N_FOLDS
 )  # facts that the model knows; with fewer, a placement cannot be chosen without those it is scored on
 # Of these every country that is known is run: their tables are read country by country.
-UNCAPPED = ("country capital", "country largest city")
-QUICK_RELATIONS = ("country capital", "country largest city", "country language", "landmark country")
+CAPITAL, LARGEST = "country capital", "country largest city"
+UNCAPPED = (CAPITAL, LARGEST)
+QUICK_RELATIONS = (CAPITAL, LARGEST, "country language", "landmark country")
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +41,7 @@ class Scale:
     n_coarse: int  # facts of a relation at the coarse ℓ
     n_contexts: int
     n_objects: int  # candidates of a relation
+    n_cities: int  # countries whose capitals and largest cities are compared, those where they differ first
     max_new_tokens: int
 
 
@@ -53,6 +55,7 @@ FULL = Scale(
     n_coarse=12,
     n_contexts=5,
     n_objects=40,
+    n_cities=200,
     max_new_tokens=10,
 )
 QUICK = Scale(
@@ -65,6 +68,7 @@ QUICK = Scale(
     n_coarse=6,
     n_contexts=1,
     n_objects=16,
+    n_cities=24,
     max_new_tokens=8,
 )
 
@@ -135,11 +139,6 @@ class Design:
     def probed(self) -> tuple[int, ...]:
         """ℓ at which probes are trained: those of the grid that may be chosen, so that both have the same choice."""
         return tuple(layer for layer in self.sources if layer > 0)
-
-    @property
-    def n_cities(self) -> int:
-        """Countries whose capitals and largest cities are compared, those where they differ first."""
-        return 24 if self.setup.quick else 200
 
     @property
     def eligible(self) -> list[int]:
@@ -242,10 +241,7 @@ def source(case: Case, fact: Fact, context: int | None = None) -> Source:
     sentences = case.relation.contexts_of(fact)
     template = case.relation.carrier if context is None else sentences[context % len(sentences)]
     text = template.replace("{}", fact.subject)
-    at = f"text:{fact.subject}"
-    if text.find(fact.subject) + len(fact.subject) < len(text):  # "Nobody in the room had heard of hear"
-        at = rf"re:{re.escape(fact.subject)}\Z"
-    return Source(text, at=at, expect=fact.answers, item=fact.subject)
+    return Source(text, at=at_end(text, fact.subject), expect=fact.answers, item=fact.subject)
 
 
 def shuffled_facts(setup: Setup, relation: Relation) -> list[Fact]:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -10,8 +10,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from patchscopes.analysis.comparisons import holm, sign_flip
 from patchscopes.analysis.intervals import Interval, mean_interval
-from patchscopes.studies.attribute_extraction.outcome import Outcome
-from patchscopes.studies.headline import DIFFERENCE, HIT, NEEDED, beside
+from patchscopes.studies.attribute_extraction.cities import compared
+from patchscopes.studies.attribute_extraction.outcome import RANK_CONTROLS, Outcome
+from patchscopes.studies.headline import DIFFERENCE, HIT, NEEDED, beside, holm_over
 from patchscopes.studies.report import Finding
 
 Floats = NDArray[np.float64]
@@ -45,17 +46,10 @@ def all_findings(outcomes: Mapping[str, Outcome], seed: int) -> list[Finding]:
         found += _exists(name, group, seed)
         found += _contexts(name, group, seed)
         found += _ranks(name, group, seed)
-    return _over_relations(found) + _probes(outcomes, seed) + _leaked(outcomes, seed)
-
-
-def _over_relations(findings: Sequence[Finding]) -> list[Finding]:
-    """The findings, with Holm's correction of the paper's score beside shuffled states over the single relations."""
-    single = [
-        k for k, f in enumerate(findings)
-        if f.name.startswith("exists/") and f.control == "shuffled" and f.name != f"exists/{ALL}"
-    ]  # fmt: skip
-    corrected = dict(zip(single, holm([findings[k].p or 0.0 for k in single]), strict=True))
-    return [replace(finding, p=corrected.get(k, finding.p)) for k, finding in enumerate(findings)]
+    # The paper's score beside shuffled states, over the single relations.
+    single = {f"exists/{name}" for name in outcomes}
+    found = holm_over(found, lambda f: f.name in single and f.control == "shuffled")
+    return found + _probes(outcomes, seed) + _leaked(outcomes, seed)
 
 
 def _chosen(name: str, group: Sequence[Outcome], seed: int) -> list[Finding]:
@@ -140,7 +134,7 @@ def _ranks(name: str, group: Sequence[Outcome], seed: int) -> list[Finding]:
         found.append(Finding.of(f"rank-{score}/{name}", Pool(own, subjects).interval(seed, bounds), about))
         pools = {
             control: Pool(
-                own - np.concatenate([o.rank_values(control, score) for o in group if o.rank_items]), subjects
+                own - np.concatenate([getattr(o.rank_beside[control], score) for o in group if o.rank_items]), subjects
             )
             for control in RANK_CONTROLS
         }
@@ -152,7 +146,6 @@ def _ranks(name: str, group: Sequence[Outcome], seed: int) -> list[Finding]:
     return found
 
 
-RANK_CONTROLS = ("shuffled", "unpatched", "random", "random-state", "mean", "zero", "phrase-only")
 ABOUT_RANK = {
     "first": "share of facts whose object is raised most over the unpatched prompt, of all the relation's objects",
     "reciprocal": "1 over the object's rank among the relation's objects, by what the write adds to their ln p",
@@ -216,21 +209,16 @@ def told_apart(table: pd.DataFrame, seed: int) -> list[Finding]:
 
     What can be copied is left aside. Other countries' states, read and written at the same places, stand beside it.
     """
-    found = []
-    differ = table[table.differ & ~table.leaks] if len(table) else table
+    found: list[Finding] = []
+    differ = compared(table)
     if not len(differ):
         return []
     for relation, lines in differ.groupby("relation"):
         countries = list(lines.country)
         for what, label in (("right", "names the right city"), ("says_other", "names the other relation's city")):
-            interval = mean_interval(lines[what].astype(float), countries, seed=seed)
-            about = f"share of countries where the text {label}"
-            found.append(Finding.of(f"cities-{what}/{relation}", interval, about))
-            own = lines[what].astype(float)
-            left = mean_interval(
-                own - lines[f"{what}_shuffled"], countries, seed=seed, bounds=DIFFERENCE, own=own.to_numpy()
-            )
-            found.append(Finding.of(f"cities-{what}/{relation}", left, f"{about}, minus shuffled", control="shuffled"))
+            own, controls = lines[what].astype(float).to_numpy(), {"shuffled": lines[f"{what}_shuffled"].to_numpy()}
+            where = f"share of countries where the text {label}", "the placement chosen without the country"
+            found += beside(f"cities-{what}/{relation}", own, controls, countries, seed=seed, about=where)
     countries, own = list(differ.country), differ.right.astype(float).to_numpy()
     difference = own - differ.says_other.to_numpy()
     shuffled = (differ.right_shuffled - differ.says_other_shuffled).to_numpy()
@@ -238,12 +226,12 @@ def told_apart(table: pd.DataFrame, seed: int) -> list[Finding]:
         "right minus the other relation's city, over both relations: above 0 where capital and largest city are "
         "told apart"
     )
-    beside = {"other relation": (difference, about), "shuffled": (difference - shuffled, f"{about}; minus shuffled")}
-    corrected = holm([sign_flip(values, countries, seed=seed).p for values, _ in beside.values()])
-    for (control, (values, said)), p in zip(beside.items(), corrected, strict=True):
+    for control, values in (("other relation", difference), ("shuffled", difference - shuffled)):
+        p = sign_flip(values, countries, seed=seed).p
         interval = mean_interval(values, countries, seed=seed, bounds=DIFFERENCE, own=own)
-        found.append(Finding.of("cities-told-apart", interval, f"{said}; p: Holm over both", control=control, p=p))
-    return found
+        said = f"{about}{'; minus shuffled' if control == 'shuffled' else ''}; p: Holm over both"
+        found.append(Finding.of("cities-told-apart", interval, said, control=control, p=p))
+    return holm_over(found, lambda f: f.name == "cities-told-apart")
 
 
 def stands(by: Mapping[tuple[str, str | None], Finding], name: str) -> bool:

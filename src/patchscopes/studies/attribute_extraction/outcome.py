@@ -18,6 +18,7 @@ from patchscopes.studies.texts import Score, Table
 Floats = NDArray[np.float64]
 Placement = tuple[int, int]
 RANKS = ("first", "reciprocal", "gain", "logprob")
+RANK_CONTROLS = ("shuffled", "unpatched", "random", "random-state", "mean", "zero", "phrase-only")
 
 
 @dataclass(frozen=True)
@@ -135,7 +136,7 @@ class Outcome:
 
     @cached_property
     def rank(self) -> Rank:
-        """The ranks of the items' own objects, by ℓ, at `rank_target`: (item, ℓ)."""
+        """The ranks of the items' own objects, by ℓ, at the ℓ* that most folds chose: (item, ℓ)."""
         return self._ranks(self.ranked, None, [0])
 
     @cached_property
@@ -154,12 +155,14 @@ class Outcome:
         """The ℓ, by its index, of the placement that most folds chose: where the ranking is compared with controls."""
         return self.design.sources.index(self.grid.placements[0][0])
 
-    def rank_beside(self, control: str) -> Rank:
-        """The ranks with a control, at the placement that most folds chose: (item,)."""
+    @cached_property
+    def rank_beside(self) -> dict[str, Rank]:
+        """The ranks with each of RANK_CONTROLS, at the placement that most folds chose: (item,)."""
+        donors = Rank(*(getattr(self.donor_rank, name)[:, self.rank_column] for name in RANKS))
+        return {control: donors if control == "shuffled" else self._rank_with(control) for control in RANK_CONTROLS}
+
+    def _rank_with(self, control: str) -> Rank:
         source, target = self.grid.placements[0]
-        if control == "shuffled":
-            donors = self.donor_rank
-            return Rank(*(getattr(donors, name)[:, self.rank_column] for name in RANKS))
         places: dict[str, tuple[int | None, int | None]] = {
             "unpatched": (None, None), "phrase-only": (None, None), "zero": (None, target),
         }  # fmt: skip
@@ -170,11 +173,6 @@ class Outcome:
         return ranks(
             self.case, results, [(item, (control, None if of_no_source else item, place, 0)) for item in items]
         )
-
-    def rank_values(self, control: str, score: str) -> Floats:
-        """One of RANKS with a control, as `rank_beside`."""
-        values: Floats = getattr(self.rank_beside(control), score)
-        return values
 
     @cached_property
     def probe(self) -> Probed:

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 import pandas as pd
 from matplotlib.figure import Figure
 
+from patchscopes.studies.attribute_extraction.cities import compared
 from patchscopes.studies.attribute_extraction.design import DRAWS, N_FOLDS, Design
 from patchscopes.studies.attribute_extraction.findings import ALL, stands
 from patchscopes.studies.attribute_extraction.outcome import Outcome
@@ -191,7 +192,7 @@ def _cities(by: By, cities: pd.DataFrame) -> list[str]:
     apart = by.get(("cities-told-apart", "other relation"))
     if apart is None:
         return []
-    differ = cities[cities.differ]
+    differ = compared(cities)
     verdict = "told apart" if apart.low > 0 and (apart.p or 0) < 0.05 else "**not** told apart for sure"
     head = (
         "| country | prompt | right | the other | says right | says the other | text |\n|---|---|---|---|---|---|---|"

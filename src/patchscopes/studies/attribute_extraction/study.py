@@ -72,7 +72,7 @@ def _most(design: Design, cases: Sequence[Case]) -> list[Stage]:
         stages += [design.ranked(full, place[1], objects), design.ranked_controls(full, place, objects)]
     both = {case.name: case for case in cases if case.name in UNCAPPED}
     if len(both) == len(UNCAPPED):
-        pair = cities.pair_of(both, design.n_cities)
+        pair = cities.pair_of(both, design.scale.n_cities)
         for case in pair.cases:
             stages += [replace(stage, times=N_FOLDS) for stage in cities.stages(design, case, [place])]
     return stages
@@ -123,7 +123,9 @@ def _cities(
     if not set(UNCAPPED) <= set(outcomes):
         return None, [], []
     relations = {relation.name: relation for relation in data.items}
-    pair = cities.pair_of({n: replace(outcomes[n].case, facts=relations[n].facts) for n in UNCAPPED}, design.n_cities)
+    pair = cities.pair_of(
+        {n: replace(outcomes[n].case, facts=relations[n].facts) for n in UNCAPPED}, design.scale.n_cities
+    )
     stages = [
         stage for case in pair.cases for stage in cities.stages(design, case, outcomes[case.name].grid.placements)
     ]

@@ -1,18 +1,17 @@
 """Scores of entity-resolution → findings with intervals."""
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 
 import numpy as np
 
-from patchscopes.analysis.comparisons import holm, sign_flip
+from patchscopes.analysis.comparisons import sign_flip
 from patchscopes.analysis.intervals import mean_interval, peak_interval
 from patchscopes.analysis.resolution import logrank, resolution_layers, survival
 from patchscopes.spec import Row
 from patchscopes.studies.entities import DRAWS, PROMPTS
 from patchscopes.studies.entity_resolution.scored import DISTINCTIVE, STAGES, Scored
-from patchscopes.studies.headline import DIFFERENCE, beside
+from patchscopes.studies.headline import DIFFERENCE, beside, holm_over
 from patchscopes.studies.report import Finding
 from patchscopes.studies.scores import SCORES, ever_resolved, places_of, surprised
 from patchscopes.studies.texts import Table
@@ -49,7 +48,7 @@ def headline(scored: Scored) -> list[Finding]:
         among = scored.asked(score, PROMPTS[0])
         if not among:
             continue
-        curves, names = scored.curves("fixed", PROMPTS[0], score).among(among), [scored.names[k] for k in among]
+        curves, names = scored.curves("fixed", PROMPTS[0], score).among(among), [scored.subjects[k] for k in among]
         controls = {"shuffled": curves.donors[:, :, column].mean(axis=1), "unpatched": curves.unpatched}
         controls |= {control: values[among] for control, values in _controls(scored, score, layer).items()}
         about = label, f"ℓ {layer} → ℓ* {star}"
@@ -88,35 +87,22 @@ def resolution(scored: Scored) -> list[Finding]:
                 n = len(scored.items)
                 if over:
                     found.append(Finding(f"{name}/{stage}/range", over[0], min(over), max(over), n, n, None, about))
-    return _holm(found, lambda f: f.name.startswith("resolved/") and f.control == "shuffled") + _groups(scored)
-
-
-def _holm(findings: Sequence[Finding], family: Callable[[Finding], bool]) -> list[Finding]:
-    """The findings, those of `family` with Holm's correction over them."""
-    places = [k for k, finding in enumerate(findings) if family(finding)]
-    corrected = holm([findings[k].p or 0.0 for k in places])
-    p_of = dict(zip(places, corrected, strict=True))
-    return [replace(finding, p=p_of[k]) if k in p_of else finding for k, finding in enumerate(findings)]
+    return holm_over(found, lambda f: f.name.startswith("resolved/") and f.control == "shuffled") + _groups(scored)
 
 
 def _resolved(scored: Scored, stage: str, prompt: str) -> list[Finding]:
     """The share of entities that are resolved; beside the same best of all ℓ with each donor's state (rule 17)."""
     own = np.array([layer.first is not None for layer in scored.layers_of[stage, prompt]], dtype=float)
-    where = "" if stage == "fixed" else ", by the same criterion at ℓ* = ℓ"
-    label = f"share of entities with a resolution layer (rule 23{where})"
     donors = ever_resolved(scored.keyword[stage, prompt].donor_hits, scored.design.every_layer)
-    p = sign_flip(own - donors, scored.names, seed=scored.seed).p
-    interval = mean_interval(own - donors, scored.names, seed=scored.seed, bounds=DIFFERENCE, own=own)
-    said = f"{label}, minus that with other entities' states; Holm over prompts and ℓ*"
-    found = [
-        Finding.of(f"resolved/{stage}/{prompt}", scored.mean(own), label),
-        Finding.of(f"resolved/{stage}/{prompt}", interval, said, control="shuffled", p=p),
-    ]
+    label, star = "share of entities with a resolution layer (rule 23's criterion)", scored.target(stage)
+    about = label, "ℓ* = ℓ" if star is None else f"ℓ* = {star}"
+    controls = {"shuffled": donors}
+    found = beside(f"resolved/{stage}/{prompt}", own, controls, scored.subjects, seed=scored.seed, about=about)
     if among := scored.asked(DISTINCTIVE, prompt):
         hits = scored.curves(stage, prompt, DISTINCTIVE).among(among).hits
         by_own = [layer.first is not None for layer in resolution_layers(hits, scored.design.every_layer)]
-        about = f"{label}, by keywords that no other entity of the data has"
-        found.append(Finding.of(f"resolved-distinctive/{stage}/{prompt}", scored.mean(by_own, among=among), about))
+        said = f"{label}, by keywords that no other entity of the data has"
+        found.append(Finding.of(f"resolved-distinctive/{stage}/{prompt}", scored.mean(by_own, among=among), said))
     return found
 
 
@@ -153,7 +139,7 @@ def _groups(scored: Scored) -> list[Finding]:
 
 def popularity(scored: Scored) -> list[Finding]:
     """The editor's tiers beside the model's own: mean ln p of the names, and who is resolved by it."""
-    logprobs = np.array([scored.name_logprobs[name][0] for name in scored.names])
+    logprobs = np.array([scored.name_logprobs[name][0] for name in scored.subjects])
     found = []
     for tier in sorted({entity.tier for entity in scored.entities}):
         among = [k for k, entity in enumerate(scored.entities) if entity.tier == tier]
@@ -183,16 +169,16 @@ def early(scored: Scored) -> list[Finding]:
             )
             found.append(Finding.of(f"early-{which}/{stage}/{prompt}", scored.mean(by_half, among=among), about))
         adjusted = scored.keyword[stage, prompt].adjusted[:, 1:]
-        peak = peak_interval(adjusted, scored.names, list(layers / depth), seed=scored.seed)
+        peak = peak_interval(adjusted, scored.subjects, list(layers / depth), seed=scored.seed)
         about = "where the control-adjusted keyword curve is highest, as a share of depth"
         found.append(Finding.of(f"peak/{stage}/{prompt}", peak, about))
         first = layers < HALF * depth
         difference = adjusted[:, first].mean(axis=1) - adjusted[:, ~first].mean(axis=1)
-        p = sign_flip(difference, scored.names, seed=scored.seed).p
+        p = sign_flip(difference, scored.subjects, seed=scored.seed).p
         about = "control-adjusted keyword rate in the first half of the depth minus that in the second; Holm over all"
         interval = scored.mean(difference, bounds=OF_ADJUSTED)
         found.append(Finding.of(f"early-minus-late/{stage}/{prompt}", interval, about, p=p))
-    return _holm(found, lambda f: f.name.startswith("early-minus-late/"))
+    return holm_over(found, lambda f: f.name.startswith("early-minus-late/"))
 
 
 def parts(scored: Scored) -> list[Finding]:
@@ -212,7 +198,7 @@ def parts(scored: Scored) -> list[Finding]:
             if not columns:
                 continue
             difference = part[:, columns].mean(axis=1) - entity[:, columns].mean(axis=1)
-            p = sign_flip(difference, [scored.names[k] for k in among], seed=scored.seed).p
+            p = sign_flip(difference, [scored.subjects[k] for k in among], seed=scored.seed).p
             about = (
                 "rate of the misleading part's keywords minus that of the entity's, control-adjusted, at ℓ ≥ 1 from "
                 f"{low:.0%} to {high:.0%} of the depth"
@@ -221,12 +207,12 @@ def parts(scored: Scored) -> list[Finding]:
             found.append(Finding.of(f"part-minus-entity/{stage}/{name}", interval, about, control="shuffled", p=p))
         if all(_above(scored, curve[:, 1:], among) for curve in (part, entity)):
             found.append(_shift(scored, stage, (part[:, 1:], entity[:, 1:]), among))
-    return _holm(found, lambda f: f.name.startswith("part-minus-entity/"))
+    return holm_over(found, lambda f: f.name.startswith("part-minus-entity/"))
 
 
 def _above(scored: Scored, curve: np.ndarray, among: Sequence[int]) -> bool:
     """Whether a curve (item, ℓ) lies above its control on the whole: else its centre would be one of noise."""
-    test = sign_flip(curve.mean(axis=1), [scored.names[k] for k in among], seed=scored.seed)
+    test = sign_flip(curve.mean(axis=1), [scored.subjects[k] for k in among], seed=scored.seed)
     return test.difference > 0 and test.p < 0.05
 
 
@@ -265,7 +251,7 @@ def forms(scored: Scored) -> list[Finding]:
     bare = Table.of(scored.results["bare"], PROMPTS[0], len(scored.design.reported))
     alone = [k for k, item in enumerate(scored.items) if item not in bare.missing]
     if alone:
-        hits = bare.own(SCORES["keyword"](scored.design.reported), [scored.items[k] for k in alone], place)[:, 0]
+        hits = bare.own(scored.measure("keyword"), [scored.items[k] for k in alone], place)[:, 0]
         difference = hits - full[alone]
         about = f"keyword hits of names without a carrier minus those with one, at ℓ {layer} → ℓ* {star}"
         found.append(_paired(scored, "bare-minus-carrier", difference, alone, about))
@@ -293,56 +279,45 @@ def forms(scored: Scored) -> list[Finding]:
 
 
 def _paired(scored: Scored, name: str, difference: np.ndarray, among: Sequence[int], about: str) -> Finding:
-    p = sign_flip(difference, [scored.names[k] for k in among], seed=scored.seed).p
+    p = sign_flip(difference, [scored.subjects[k] for k in among], seed=scored.seed).p
     return Finding.of(name, scored.mean(difference, bounds=DIFFERENCE, among=among), about, p=p)
 
 
 def surprisal(scored: Scored) -> list[Finding]:
     """How much less surprising the state makes the entity's description, than without it or with other states."""
     layer, star = scored.choice.headline, scored.choice.fixed
-    gains, names = surprisal_gains(scored, [layer])
+    names, items, place = surprised_names(scored), scored.described_items, [(layer, star)]
     if not names:
         return []
-    gains |= _drawn_gains(scored, names)
+    gains = surprisal_gains(scored, [layer])
+    own, draws = scored.described["surprisal"].own(surprised, items, place), scored.design.scale.surprisal_draws
+    for control in ("random", "random-state"):
+        drawn = scored.described["surprisal-controls"].drawn(control, surprised, items, place, draws)
+        gains[control] = drawn.mean(axis=1) - own
     found = []
     for control, values in gains.items():
         p = sign_flip(values[:, 0], names, seed=scored.seed).p
         interval = mean_interval(values[:, 0], names, seed=scored.seed, bounds=None)
         about = f"nats by which the description is less surprising than with {control}, at ℓ {layer} → ℓ* {star}; Holm"
         found.append(Finding.of("surprisal-gain", interval, about, control=control, p=p))
-    return _holm(found, lambda _: True)
+    return holm_over(found, lambda _: True)
 
 
-def surprisal_gains(scored: Scored, layers: Sequence[int]) -> tuple[dict[str, np.ndarray], list[str]]:
-    """Surprisal of the description with each control minus that with the state (item, layer), in nats; and whose."""
-    entities = scored.design.described()
-    table, beside_it = (
-        Table.of(scored.results[name], PROMPTS[2], len(entities)) for name in ("surprisal", "surprisal-controls")
-    )
-    items = [item for item in table.items() if item not in beside_it.missing]
-    places = places_of(layers, scored.choice.fixed)
+def surprised_names(scored: Scored) -> list[str]:
+    """Whose descriptions are scored."""
+    described = scored.design.described()
+    return [described[item].name for item in scored.described_items]
+
+
+def surprisal_gains(scored: Scored, layers: Sequence[int]) -> dict[str, np.ndarray]:
+    """Surprisal of the description with each control minus that with the state (item, layer), in nats."""
+    table, items, places = scored.described["surprisal"], scored.described_items, places_of(layers, scored.choice.fixed)
     own = table.own(surprised, items, places)
     donors = table.drawn("shuffled", surprised, items, places, DRAWS).mean(axis=1)
     # A cell's own row says by how much the write changed its candidate's log-probability.
-    gain = table.own(_raised, items, places)
-    return {"shuffled": donors - own, "unpatched": gain}, [entities[item].name for item in items]
+    return {"shuffled": donors - own, "unpatched": table.own(_raised, items, places)}
 
 
 def _raised(_: int, row: Row) -> float:
     assert row.logprob_minus_unpatched is not None
     return row.logprob_minus_unpatched
-
-
-def _drawn_gains(scored: Scored, names: Sequence[str]) -> dict[str, np.ndarray]:
-    """The same beside random and random-state, at the headline's placement: (item, 1)."""
-    entities = scored.design.described()
-    items = [k for k, entity in enumerate(entities) if entity.name in set(names)]
-    places = [(scored.choice.headline, scored.choice.fixed)]
-    table, controls = (
-        Table.of(scored.results[name], PROMPTS[2], len(entities)) for name in ("surprisal", "surprisal-controls")
-    )
-    own, draws = table.own(surprised, items, places), scored.design.scale.surprisal_draws
-    return {
-        control: controls.drawn(control, surprised, items, places, draws).mean(axis=1) - own
-        for control in ("random", "random-state")
-    }

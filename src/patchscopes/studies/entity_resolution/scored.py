@@ -1,19 +1,14 @@
 """The results of entity-resolution as arrays: hits and scores by stage, prompt, entity and ℓ."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from numpy.typing import ArrayLike
-
-from patchscopes.analysis.intervals import Interval, mean_interval
 from patchscopes.analysis.resolution import Resolved, resolution_layers
 from patchscopes.data import Entity
-from patchscopes.results import Results
-from patchscopes.studies.choice import Choice
 from patchscopes.studies.entities import PROMPTS
 from patchscopes.studies.entity_resolution.design import Design
-from patchscopes.studies.headline import HIT
+from patchscopes.studies.scored import ScoredEntities
 from patchscopes.studies.scores import SCORES, Curves, curves_of, naming, places_of, tables_of, uncopied
 from patchscopes.studies.texts import Score, Table
 
@@ -23,13 +18,10 @@ DISTINCTIVE = "distinctive"  # hits by the keywords that no other entity of the 
 
 
 @dataclass(frozen=True)
-class Scored:
+class Scored(ScoredEntities):
     """The results of all stages, with the entities that have every result of the main stages."""
 
     design: Design
-    choice: Choice
-    results: Mapping[str, Results]
-    items: tuple[int, ...]
     name_logprobs: Mapping[str, tuple[float, int]]  # (mean ln p per token, tokens) of each name
     _curves: dict[tuple[str, str, str], Curves] = field(default_factory=dict, repr=False)
 
@@ -39,14 +31,9 @@ class Scored:
         return [self.design.reported[item] for item in self.items]
 
     @property
-    def names(self) -> list[str]:
-        """The subjects over which intervals are made."""
+    def subjects(self) -> list[str]:
+        """The names of the entities."""
         return [entity.name for entity in self.entities]
-
-    @property
-    def seed(self) -> int:
-        """Of all resampling."""
-        return self.design.setup.seed
 
     def target(self, stage: str) -> int | None:
         """ℓ* of a main stage; None where ℓ* = ℓ."""
@@ -97,9 +84,14 @@ class Scored:
             self._curves[key] = curves_of(self.tables[stage][prompt], self.measure(score), self.items, places)
         return self._curves[key]
 
-    def mean(
-        self, values: ArrayLike, *, bounds: tuple[float, float] | None = HIT, among: Sequence[int] | None = None
-    ) -> Interval:
-        """The mean over entities (those at `among`) with its interval."""
-        names = self.names if among is None else [self.names[k] for k in among]
-        return mean_interval(values, names, seed=self.seed, bounds=bounds)
+    @cached_property
+    def described(self) -> dict[str, Table]:
+        """The rows of the entities' descriptions, by stage."""
+        stages, n = ("surprisal", "surprisal-controls"), len(self.design.described())
+        return {stage: Table.of(self.results[stage], PROMPTS[2], n) for stage in stages}
+
+    @property
+    def described_items(self) -> list[int]:
+        """The described entities that have all of those rows."""
+        lost = {item for table in self.described.values() for item in table.missing}
+        return [item for item in range(len(self.design.described())) if item not in lost]

@@ -65,7 +65,7 @@ def run(model: Model, **options: Unpack[StudyOptions]) -> Report:
             setup,
             data=data,
             design={
-                "reported": scored.names,
+                "reported": scored.subjects,
                 "choosing": list(choice.chose),
                 "target_layer": choice.fixed,
                 "headline_layer": choice.headline,

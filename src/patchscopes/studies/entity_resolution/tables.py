@@ -6,7 +6,7 @@ import pandas as pd
 
 from patchscopes.analysis.intervals import Interval, mean_intervals
 from patchscopes.studies.entities import PROMPTS
-from patchscopes.studies.entity_resolution.findings import surprisal_gains
+from patchscopes.studies.entity_resolution.findings import surprisal_gains, surprised_names
 from patchscopes.studies.entity_resolution.scored import DISTINCTIVE, STAGES, Scored
 from patchscopes.studies.headline import DIFFERENCE, HIT
 from patchscopes.studies.scores import SCORES
@@ -26,9 +26,10 @@ def curve_table(scored: Scored) -> pd.DataFrame:
 
 def _surprisal_rows(scored: Scored) -> list[dict[str, object]]:
     layers = scored.design.surprisal_layers(scored.choice.headline)
-    gains, names = surprisal_gains(scored, layers)
+    names = surprised_names(scored)
     if not names:
         return []
+    gains = surprisal_gains(scored, layers)
     rows: list[dict[str, object]] = []
     for control, values in gains.items():
         kind = "adjusted" if control == "shuffled" else "minus-unpatched"
@@ -63,7 +64,7 @@ def _curve_rows(scored: Scored, stage: str, prompt: str, score: str) -> list[dic
     for kind, among in kinds.items():
         if not among:
             continue
-        some, names = curves.among(among), [scored.names[k] for k in among]
+        some, names = curves.among(among), [scored.subjects[k] for k in among]
         values, bounds, own = (some.own, HIT, None) if kind == "own" else (some.adjusted, DIFFERENCE, some.own)
         intervals = mean_intervals(values, names, seed=scored.seed, bounds=bounds, own=own)
         rows.extend(_rows(scored, (stage, prompt, score, kind), scored.design.every_layer, intervals))

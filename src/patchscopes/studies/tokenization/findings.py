@@ -1,21 +1,20 @@
 """Scores of tokenization → findings with intervals."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from patchscopes.analysis.comparisons import holm, sign_flip
-from patchscopes.analysis.intervals import Interval, mean_interval
+from patchscopes.analysis.intervals import mean_interval
 from patchscopes.analysis.resolution import Resolved, logrank, resolution_layers, survival
 from patchscopes.data import Entity, Exclusion
-from patchscopes.results import Results
-from patchscopes.studies.choice import Choice
 from patchscopes.studies.entities import DRAWS
-from patchscopes.studies.headline import DIFFERENCE, HIT, beside
+from patchscopes.studies.headline import DIFFERENCE, beside
 from patchscopes.studies.report import Finding
+from patchscopes.studies.scored import ScoredEntities
 from patchscopes.studies.scores import SCORES, Curves, curves_of, ever_resolved, places_of
 from patchscopes.studies.texts import Table
 from patchscopes.studies.tokenization.design import PROMPT, Design
@@ -46,13 +45,10 @@ class FormScores:
 
 
 @dataclass(frozen=True)
-class Scored:
+class Scored(ScoredEntities):
     """The results of all stages, with the names that have all of their own (`items` of the design's)."""
 
     design: Design
-    choice: Choice
-    results: Mapping[str, Results]
-    items: tuple[int, ...]
     words: Detokenised
 
     @property
@@ -64,11 +60,6 @@ class Scored:
     def subjects(self) -> list[str]:
         """The entities over which intervals are made."""
         return [name.entity.name for name in self.names]
-
-    @property
-    def seed(self) -> int:
-        """Of all resampling."""
-        return self.design.setup.seed
 
     @cached_property
     def table(self) -> Table:
@@ -105,13 +96,6 @@ class Scored:
         """Each form that was run and has results, beside the one that it stands beside."""
         found = {form: _form_scores(self, form) for form in FORMS if form in self.results}
         return {form: scores for form, scores in found.items() if scores.entities}
-
-    def mean(
-        self, values: ArrayLike, *, bounds: tuple[float, float] | None = HIT, among: Sequence[int] | None = None
-    ) -> Interval:
-        """The mean over names (those at `among`) with its interval."""
-        subjects = self.subjects if among is None else [self.subjects[k] for k in among]
-        return mean_interval(values, subjects, seed=self.seed, bounds=bounds)
 
 
 def _curves(scored: Scored, stage: str, made: Sequence[Form], items: Sequence[int], layers: Sequence[int]) -> Curves:
@@ -190,15 +174,9 @@ def headline(scored: Scored) -> list[Finding]:
 def _resolved(scored: Scored) -> list[Finding]:
     """All names; and beside them the same best of all ℓ with each donor's state (rule 17)."""
     own = np.array([layer.first is not None for layer in scored.layers_of], dtype=float)
-    donors = ever_resolved(scored.curves.donor_hits, scored.design.every_layer)
-    label = "share of names with a resolution layer (rule 23's criterion)"
-    p = sign_flip(own - donors, scored.subjects, seed=scored.seed).p
-    interval = mean_interval(own - donors, scored.subjects, seed=scored.seed, bounds=DIFFERENCE, own=own)
-    said = f"{label}, minus that with other names' states"
-    return [
-        Finding.of("resolved", scored.mean(own), label),
-        Finding.of("resolved", interval, said, control="shuffled", p=p),
-    ]
+    controls = {"shuffled": ever_resolved(scored.curves.donor_hits, scored.design.every_layer)}
+    about = "share of names with a resolution layer (rule 23's criterion)", scored.choice.target
+    return beside("resolved", own, controls, scored.subjects, seed=scored.seed, about=about)
 
 
 def by_tokens(scored: Scored) -> list[Finding]:
@@ -321,16 +299,10 @@ def detokenisation(scored: Scored) -> list[Finding]:
     names = [word.text for word in words.words]
     ever = words.split[:, 1:].any(axis=1).astype(float)
     label = "share of split words whose whole-word token is among the ten nearest of the last piece's state"
-    found = [Finding.of("detokenised/ever", mean_interval(ever, names, seed=seed), f"{label} at some ℓ ≥ 1")]
     controls = {LAYER_0: words.split[:, 0].astype(float)}
     if words.others.shape[1]:
         controls = {SHUFFLED: words.others[:, :, 1:].any(axis=2).mean(axis=1), **controls}
-    corrected = holm([sign_flip(ever - other, names, seed=seed).p for other in controls.values()])
-    for (control, other), p in zip(controls.items(), corrected, strict=True):
-        interval = mean_interval(ever - other, names, seed=seed, bounds=DIFFERENCE, own=ever)
-        found.append(
-            Finding.of("detokenised/ever", interval, f"{label}, minus that of {control}", control=control, p=p)
-        )
+    found = beside("detokenised/ever", ever, controls, names, seed=seed, about=(label, "some ℓ ≥ 1"))
     median = survival(words.first, depth)
     numbers = median.median / depth, median.low / depth, median.high / depth
     about = "median of the first such ℓ (Kaplan–Meier) as a share of depth; null where fewer than half have one"
@@ -342,16 +314,9 @@ def _recognised(scored: Scored, names: list[str]) -> list[Finding]:
     """Whether the state of a split word is nearest to the plain word's own: over the ℓ above 0, and from which one."""
     words, depth, seed = scored.words, scored.design.n_layers, scored.seed
     rate = words.recognised[:, 1:].mean(axis=1)
-    label = (
-        "share of ℓ ≥ 1 at which the state of the split word is nearer to that of the plain word than to any other's"
-    )
-    found = [Finding.of("recognised", mean_interval(rate, names, seed=seed), label)]
-    chance = np.full(len(names), 1 / len(names))
-    controls = {CHANCE: chance, LAYER_0: words.recognised[:, 0].astype(float)}
-    corrected = holm([sign_flip(rate - other, names, seed=seed).p for other in controls.values()])
-    for (control, other), p in zip(controls.items(), corrected, strict=True):
-        interval = mean_interval(rate - other, names, seed=seed, bounds=DIFFERENCE, own=rate)
-        found.append(Finding.of("recognised", interval, f"{label}, minus that of {control}", control=control, p=p))
+    controls = {CHANCE: np.full(len(names), 1 / len(names)), LAYER_0: words.recognised[:, 0].astype(float)}
+    label = "share at which the state of the split word is nearer to that of the plain word than to any other's"
+    found = beside("recognised", rate, controls, names, seed=seed, about=(label, "ℓ ≥ 1"))
     median = survival(words.first_recognised, depth)
     numbers = median.median / depth, median.low / depth, median.high / depth
     about = "median of the first ℓ at which it is (Kaplan–Meier) as a share of depth"

@@ -36,9 +36,10 @@ FEWEST_LETTERS = 4
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """A name in one form: where it is read, its text with the tokens, and the positions of the name's own."""
+    """A name in one form, as it is `said`: where it is read, the tokens, and the positions of the name's own."""
 
     entity: Entity
+    said: str
     source: Source
     tokenized: Tokenized
     positions: tuple[int, ...]
@@ -58,11 +59,6 @@ class Form:
         """The character at which the name begins."""
         return len(self.tokenized.text) - len(self.said)
 
-    @property
-    def said(self) -> str:
-        """The name as it stands in the text."""
-        return str(self.source.at).removeprefix("text:")
-
 
 class NotFormedError(Exception):
     """A name has no such form; the text is the reason."""
@@ -74,11 +70,11 @@ def form_of(model: Model, entity: Entity, form: str, *, seed: int) -> Form:
         plain = form_of(model, entity, "plain", seed=seed)
         cut = plain.start + odd_cut(plain, seed)
         text = plain.source.text
-        return _formed(model, entity, replace(plain.source, split=(text[:cut], text[cut:])))
+        return _formed(model, entity, plain.said, replace(plain.source, split=(text[:cut], text[cut:])))
     said = {"lower": entity.name.lower(), "upper": entity.name.upper()}.get(form, entity.name)
     if form == "typo":
         said = typo(entity.name, seed)
-    return _formed(model, entity, source(entity, name=said, carrier=CARRIERS.get(form, CARRIER)))
+    return _formed(model, entity, said, source(entity, name=said, carrier=CARRIERS.get(form, CARRIER)))
 
 
 def another_split(model: Model, entity: Entity, form: str, *, seed: int) -> Form:
@@ -89,14 +85,14 @@ def another_split(model: Model, entity: Entity, form: str, *, seed: int) -> Form
     return made
 
 
-def _formed(model: Model, entity: Entity, read: Source) -> Form:
+def _formed(model: Model, entity: Entity, said: str, read: Source) -> Form:
     try:
         pieces = read.split or (read.text,)
         tokenized = tokenize_pieces(model, pieces) if read.split else tokenize(model, read.text)
         positions = resolve_positions(model, tokenized, f"span:{read.at}")
     except (PositionError, SourceError) as error:
         raise NotFormedError(str(error).splitlines()[0]) from error
-    made = Form(entity, read, tokenized, positions)
+    made = Form(entity, said, read, tokenized, positions)
     begins = tokenized.spans[positions[0]][0]
     if tokenized.text[begins : made.start].strip():
         raise NotFormedError(MERGED)
