@@ -11,6 +11,7 @@ PatchscopesError                what the user can mend: exit code 2 on the comma
 │   ├── CandidateError          an answer that does not continue the inspection prompt
 │   ├── ContextLengthError      prompt plus new tokens beyond the model's context
 │   ├── OptionError             an option with a value that it cannot take
+│   ├── MappingError            a mapping or lens for other weights or layers, or one that cannot be fitted or read
 │   └── SpecFileError           a specification file that cannot be read, or a key of it that is wrong
 ├── ModelError                  the model cannot be used
 │   ├── UnknownModelError       neither a registry name, nor a path, nor a hub id that resolves
@@ -32,6 +33,7 @@ __all__ = [
     "DataError",
     "DeviceError",
     "LayerError",
+    "MappingError",
     "ModelError",
     "ModelFilesError",
     "OptionError",
@@ -97,6 +99,10 @@ class ContextLengthError(SpecError):
 
 class OptionError(SpecError):
     """An option with a value that it cannot take."""
+
+
+class MappingError(SpecError):
+    """A mapping or lens that belongs to other weights or layers, or that cannot be fitted or read."""
 
 
 class SpecFileError(SpecError):
