@@ -34,11 +34,17 @@ def make_row(**changes: object) -> Row:
         logprob_minus_unpatched=None,
         rank=None,
         answer_surprisal=None,
+        source_next=None,
+        agrees=None,
+        surprisal_under_source=None,
+        surprisal_under_patched=None,
         expected=None,
         flags=(),
         status="ok",
         reason=None,
         model="tiny",
+        target_model="tiny",
+        mapping=None,
         seed=3,
     )
     return replace(row, **changes)  # type: ignore[arg-type]

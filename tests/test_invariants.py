@@ -350,7 +350,7 @@ def test_rule_16_random_is_keyed_by_seed_draw_source_and_layer() -> None:
     norm = reference.state(state).norm()
 
     def noise(state: State, seed: int = 0, draw: int = 0) -> torch.Tensor:
-        return make_vectors([Noise(state, seed, draw)], reference.states, model)[0]
+        return make_vectors([Noise(state, seed, draw)], reference)[0]
 
     assert torch.equal(noise(state), noise(state))
     assert noise(state).norm() == pytest.approx(float(norm), rel=1e-5)
@@ -371,7 +371,7 @@ def test_rule_16_random_state_is_one_place_for_all_layers_at_the_cells_norm(llam
     assert all(position >= 1 for _, _, position in places)
     vector = next(v for _, v in vectors if isinstance(v, Neutral) and v.state.layer == 2)
     reference = Reference(llama)
-    made = make_vectors([vector], reference.states, llama)[0]
+    made = make_vectors([vector], reference)[0]
     assert made.norm() == pytest.approx(float(reference.state(vector.like).norm()), rel=1e-5)
     assert torch.cosine_similarity(made, reference.state(vector.state), dim=0) == pytest.approx(1, abs=1e-5)
 

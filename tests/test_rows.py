@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from patchscopes.rows import Made, row_of, with_baselines
 from patchscopes.spec import Cell, Decoding, Readout, Request, Result, Row, Site, State, TopToken, Write
 
-MADE = Made("c0ffee", "tiny", 7)
+MADE = Made("c0ffee", "tiny", "tiny", 7)
 WRITE = Write(Site(1), (2,), (State((1, 2), 1, 0),))
 ANSWERS = ((5,), (6, 7), (8, 9, 10))
 CELL = Cell("sha256:m", "float32", (5, 6, 7), WRITE, Readout(), Decoding())

@@ -1,6 +1,5 @@
 """The one loop with a folder: only what remains is planned and run, and what means something else is refused."""
 
-import json
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -19,7 +18,7 @@ from patchscopes.plan import Plan
 from patchscopes.results import Results
 from patchscopes.run import Inspection
 from patchscopes.spec import InspectionPrompt, Result, Source, Sweep
-from patchscopes.store import Head, open_writer
+from patchscopes.store import Head
 
 SOURCES = ["say the cat", "go to Spain"]
 OPTIONS: dict[str, Any] = {"prompt": "the capital of {} is", "max_new_tokens": 4}
@@ -126,34 +125,11 @@ def test_a_run_is_read_without_torch(llama: Model, tmp_path: Path) -> None:
     assert done.stdout.split() == ["21", "True", "False"]
 
 
-def test_a_run_from_before_sources_had_items_kinds_and_candidates_goes_on(llama: Model, tmp_path: Path) -> None:
-    """As version 0.1.0's first runs have it: without these keys in the manifest, and with shards of that digest."""
-    inspection = patchscopes.prepare(llama, SOURCES, run=tmp_path, **OPTIONS)
-    head = inspection.head()
-    old = [{key: source[key] for key in ("text", "at", "expect")} for source in head.sweep["sources"]]
-    whole = list(patchscopes.inspect(llama, SOURCES, **OPTIONS))
-    with open_writer(tmp_path, replace(head, sweep={**head.sweep, "sources": tuple(old)})) as store:
-        for index in range(5):
-            store.append(index, whole[index])
-    assert "candidates" not in json.loads((tmp_path / "manifest.json").read_text())["head"]["sweep"]["sources"][0]
-    with inspection.session() as session:
-        assert session.n_kept == 5
-    assert list(kept(llama, tmp_path)) == whole
-    for change, said in (
-        ({"item": "cat"}, 'sources.0..item: nothing there, "cat" asked for'),
-        ({"kind": "pet"}, 'sources.0..kind: nothing there, "pet" asked for'),
-        ({"split": tuple(SOURCES[0])}, "sources.0..split: nothing there"),
-    ):
-        sources = [Source(SOURCES[0], **change), SOURCES[1]]  # type: ignore[arg-type]
-        with pytest.raises(RunChangedError, match=said):
-            patchscopes.inspect(llama, sources, run=tmp_path, **OPTIONS)
-
-
 def test_what_a_run_is_of_has_the_digest_that_it_always_had() -> None:
-    """Digits from before sources had items, kinds and candidates: shards of such runs carry it."""
+    """Digits from the first version with rows of this schema: shards carry it."""
     sources = (Source("I went to Spain", at="Spain", expect=("Madrid",)), Source("x"))
     sweep = asdict(Sweep(sources, (InspectionPrompt("the {}"),), (0, 1)))
     head = Head(sweep, "sha256:ab|config:cd", {"id": "tiny", "dtype": "float32"}, {}, 6)
-    assert head.digest() == "f1674a3648b93ef7fec9274f40016ec5f7c21e4fa89d98b60e428707bc66da3a"
+    assert head.digest() == "85350aa936af29c82638928ea770970874b9c70a9e604076a47b4f468a66194d"
     named = asdict(Sweep((sources[0], Source("x", item="x")), (InspectionPrompt("the {}"),), (0, 1)))
     assert replace(head, sweep=named).digest() != head.digest()

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from patchscopes.engine import Engine, default_memory_bytes
 from patchscopes.errors import OptionError, PatchscopesWarning
+from patchscopes.mappings import Mappings, Transfer
 from patchscopes.models import LoadOptions, Model, load_by_name, wrap_in_memory
 from patchscopes.plan import Budget, Runner
 from patchscopes.prompts import find_prompt
@@ -28,7 +29,7 @@ from patchscopes.spec import Bos, Decoding, InspectionPrompt, Readout, ReadoutKi
 
 DEFAULT_CONTROLS = ("unpatched", "random-state")
 BOS_CHOICES = ("auto", "always", "never")
-RUNNERS: Mapping[str, Callable[[Model], Runner]] = MappingProxyType({"engine": Engine, "reference": Reference})
+RUNNERS: Mapping[str, Callable[[Transfer], Runner]] = MappingProxyType({"engine": Engine, "reference": Reference})
 
 Sources = str | Source | Sequence[str | Source]
 Prompts = str | InspectionPrompt | Sequence[str | InspectionPrompt]
@@ -99,6 +100,12 @@ class InspectOptions(TypedDict, total=False):
     draws: how many draws of `random`, `random-state` and `shuffled` per cell.
     runner: "engine" (fast) or "reference" (one cell at a time); they give the same tokens.
     placeholder: the word that stands at `{}`; one token.
+    target_at: which token is overwritten in a prompt without `{}`, named as by `at`; text goes on from the prompt's
+        end.
+    source_mask, target_mask: a phrase of the sources, or of the prompts, that no later token can attend to; positions
+        stay as they are.
+    target_model: another model, whose run the states are written into; `model` is then the one they are read from.
+    mapping: f, what states go through in between: a `patchscopes.mappings.Mappings` or the path of one that was saved.
     seed: of controls and samples.
     top_k: how many tokens `next-token` lists.
     n_samples, temperature: samples per cell; temperature 0 is greedy.
@@ -120,6 +127,11 @@ class InspectOptions(TypedDict, total=False):
     draws: int
     runner: str
     placeholder: str | None
+    target_at: str | int | None
+    source_mask: str | None
+    target_mask: str | None
+    target_model: Model | None
+    mapping: Mappings | str | PathLike[str] | None
     seed: int
     top_k: int
     n_samples: int
@@ -161,6 +173,11 @@ def prepare(
     draws: int = 1,
     runner: str = "engine",
     placeholder: str | None = None,
+    target_at: str | int | None = None,
+    source_mask: str | None = None,
+    target_mask: str | None = None,
+    target_model: Model | None = None,
+    mapping: Mappings | str | PathLike[str] | None = None,
     seed: int = 0,
     top_k: int = 10,
     n_samples: int = 1,
@@ -178,17 +195,21 @@ def prepare(
         raise OptionError(f"the first argument is a model from load(), not a {type(model).__name__}: {model!r}.")
     answers = tuple(candidate.strip() for candidate in _strings(candidates))
     given = tuple(_source(text) for text in _several(sources))
+    transfer = _transfer(model, target_model, mapping)
+    target = transfer.target
     readout = readout or ("candidates" if answers or any(source.candidates for source in given) else "text")
     _check_choices(readout=(readout, get_args(ReadoutKind)), runner=(runner, RUNNERS), bos=(bos, BOS_CHOICES))
     same = isinstance(target_layers, str) and target_layers == "same"
     sweep = Sweep(
         sources=given,
-        prompts=tuple(find_prompt(value, placeholder=placeholder) for value in _several(prompt)),
+        prompts=tuple(
+            find_prompt(value, placeholder=placeholder, at=target_at, mask=target_mask) for value in _several(prompt)
+        ),
         source_layers=parse_layers(source_layers, model.n_layers),
-        target_layers=None if same else parse_layers(target_layers, model.n_layers),
+        target_layers=None if same else parse_layers(target_layers, target.n_layers),
         at=at,
         readout=Readout(readout, top_k),
-        decoding=Decoding(max_new_tokens, _strings(stop), float(temperature), seed, tuple(sorted(model.eos_ids))),
+        decoding=Decoding(max_new_tokens, _strings(stop), float(temperature), seed, tuple(sorted(target.eos_ids))),
         candidates=answers,
         n_samples=n_samples,
         controls=_strings(controls),
@@ -196,20 +217,38 @@ def prepare(
         expect=_strings(expect),
         bos=bos,
         seed=seed,
+        mask=source_mask,
+        target_model=None if transfer.within else target.identity,
+        mapping=None if transfer.mappings is None else transfer.mappings.digest,
     )
-    resolved, budget = _resolved(model, sweep), _budget(model, memory_bytes)
+    resolved, budget = _resolved(transfer, sweep), _budget(target, memory_bytes)
     folder = None if run is None else Path(run)
-    inspection = Inspection(model, sweep, resolved, RUNNERS[runner], runner, budget, folder)
+    inspection = Inspection(transfer, sweep, resolved, RUNNERS[runner], runner, budget, folder)
     if folder is None:
         with collector_paused():
             inspection.compile()
     return inspection
 
 
-def _resolved(model: Model, sweep: Sweep) -> Resolved:
-    """`sweep` on `model`; what the user should know is a warning at the call of a verb."""
+def _transfer(model: Model, target_model: Model | None, mapping: Mappings | str | PathLike[str] | None) -> Transfer:
+    """What is read, what it goes through, and what it is written into."""
+    if not isinstance(target_model, Model | None):
+        raise OptionError(
+            f"target_model is a model from load(), not a {type(target_model).__name__}: {target_model!r}."
+        )
+    if isinstance(mapping, str | PathLike):
+        mapping = Mappings.load(mapping)
+    if not isinstance(mapping, Mappings | None):
+        raise OptionError(
+            f"mapping is what patchscopes.mappings.fit() gives, or the path of it, not a {type(mapping).__name__}."
+        )
+    return Transfer(model, model if target_model is None else target_model, mapping)
+
+
+def _resolved(transfer: Transfer, sweep: Sweep) -> Resolved:
+    """The sweep, resolved; what the user should know is a warning at the call of a verb."""
     with collector_paused():
-        resolved = resolve(model, sweep)
+        resolved = resolve(transfer, sweep)
     for message in resolved.warnings:
         warnings.warn(message, PatchscopesWarning, stacklevel=4)
     return resolved
@@ -236,7 +275,9 @@ def _source(value: str | Source) -> Source:
             if not isinstance(word, str | None):
                 raise OptionError(f"the {name} of a source is a text or None, not a {type(word).__name__}: {word!r}.")
         candidates = tuple(candidate.strip() for candidate in _strings(value.candidates))
-        return replace(value, expect=_strings(value.expect), candidates=candidates, split=_pieces(value.split))
+        prompt = None if value.prompt is None else find_prompt(value.prompt)
+        expect = _strings(value.expect)
+        return replace(value, expect=expect, candidates=candidates, split=_pieces(value.split), prompt=prompt)
     if not isinstance(value, str):
         raise OptionError(f"a source is a text or a Source, not a {type(value).__name__}: {value!r}.")
     return Source(value)

@@ -16,10 +16,14 @@ from patchscopes.models import Columns, Model
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """Rows `start`…`start + count − 1` of a Rows, which a pass runs."""
+    """Rows `start`…`start + count − 1` of a Rows, which a pass runs.
+
+    `positions`, of shape (row, column), are those of the new tokens; None for right behind what each row has.
+    """
 
     start: int
     count: int
+    positions: Tensor | None = None
 
 
 @torch.no_grad()
@@ -41,7 +45,7 @@ def forward(
         rows.running(span.start, span.count, ids.shape[1]),
         nullcontext() if entry is None else enter(model, entry),
     ):
-        model.forward(rows.inputs(ids), columns)
+        model.forward(rows.inputs(ids, span.positions), columns)
     return taken[0][:, -1:] if columns == "last" else taken[0]
 
 

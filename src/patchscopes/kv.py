@@ -41,6 +41,12 @@ class KeysValues:
     def __len__(self) -> int:
         return self.keys[0].shape[1] if self.keys else 0
 
+    def only(self, tokens: Sequence[int]) -> "KeysValues":
+        """Those of some tokens."""
+        keep = torch.tensor(tokens)
+        pick = [tuple(part[:, keep.to(part.device)] for part in parts) for parts in (self.keys, self.values)]
+        return KeysValues(*pick)
+
     def shared(self, n_tokens: int) -> list[SharedKeys]:
         """The first `n_tokens`, per block, as attention shares them."""
         pairs = zip(self.keys, self.values, strict=True)
@@ -69,6 +75,7 @@ class Rows:
         self._shared = list(shared)
         self._buffers: list[tuple[Tensor, Tensor] | None] = [None] * model.n_layers
         self._lengths = torch.zeros(n_rows, dtype=torch.long)
+        self._next = torch.zeros(n_rows, dtype=torch.long)  # the position that the next token of a row has
         self._start = self._count = 0
         self._sharing = sharing(model)
         self.cache = Cache(layers=[_RowsLayer(self, index) for index in range(model.n_layers)])
@@ -90,7 +97,9 @@ class Rows:
     def add(self, lengths: Sequence[int]) -> None:
         """Take rows into use behind those there are, with so many tokens each, which `put` fills."""
         assert self.n + len(lengths) <= self._n_rows
-        self._lengths[self.n : self.n + len(lengths)] = torch.tensor(lengths, dtype=torch.long)
+        new = slice(self.n, self.n + len(lengths))
+        self._lengths[new] = torch.tensor(lengths, dtype=torch.long)
+        self._next[new] = self.n_shared + self._lengths[new]
         self.n += len(lengths)
 
     def put(
@@ -108,6 +117,10 @@ class Rows:
                 end = at + keys.shape[1]
                 own_keys[here, :, at:end], own_values[here, :, at:end] = keys, values
 
+    def forget_last(self, rows: Sequence[int]) -> None:
+        """Let go of the last token of `rows`, which nothing later sees; later ones keep their positions."""
+        self._lengths[list(rows)] -= 1
+
     @contextmanager
     def running(self, start: int, count: int, columns: int) -> Iterator[None]:
         """While open, a forward pass runs rows start…start+count−1 on; then each has `columns` tokens more."""
@@ -117,16 +130,22 @@ class Rows:
             yield
         self._lengths[start : start + count] += columns
 
-    def inputs(self, ids: Int[Tensor, "row column"]) -> Inputs:
-        """What a pass of the rows that run is given: `ids`, behind what each of them has."""
+    def inputs(self, ids: Int[Tensor, "row column"], positions: Int[Tensor, "row column"] | None = None) -> Inputs:
+        """What a pass of the rows that run is given: `ids`, behind what each of them has.
+
+        `positions` are those of the ids, where tokens between them are left out.
+        """
         device, columns = self._model.device, ids.shape[1]
         lengths = self._running[:, None]
         mask = None
         if self._sharing == "copied":  # the model's own attention must be told what is padding
             mask = torch.ones(len(ids), self.seen + columns, dtype=torch.long, device=device)
             mask[:, : self.seen] = (torch.arange(self.seen) >= self.seen - lengths).to(device)
-        position_ids = self.n_shared + lengths + torch.arange(columns)
-        return Inputs(ids.to(device), mask, position_ids.to(device), self.cache)
+        running = slice(self._start, self._start + self._count)
+        if positions is None:
+            positions = self._next[running, None] + torch.arange(columns)
+        self._next[running] = positions[:, -1] + 1
+        return Inputs(ids.to(device), mask, positions.to(device), self.cache)
 
     @property
     def _running(self) -> Int[Tensor, " row"]:
@@ -149,7 +168,8 @@ class Rows:
             for pair in self._buffers:
                 for buffer in pair or ():
                     buffer[to, :, :longest] = buffer[source, :, :longest]
-            self._lengths[to] = self._lengths[source]
+            for numbers in (self._lengths, self._next):
+                numbers[to] = numbers[source]
         self.n = len(rows)
         return order
 
@@ -162,7 +182,7 @@ class Rows:
                 keys, values = (buffer[:, :, :longest].index_select(0, rows.to(buffer.device)) for buffer in pair)
                 own_keys, own_values = new._buffer(block, keys[0], values[0])
                 own_keys[:, :, :longest], own_values[:, :, :longest] = keys, values
-        new._lengths = self._lengths[rows].clone()
+        new._lengths, new._next = self._lengths[rows].clone(), self._next[rows].clone()
         new.n = len(rows)
         return new
 

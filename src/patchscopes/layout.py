@@ -16,9 +16,10 @@ from patchscopes.spec import Ids
 
 @dataclass(frozen=True)
 class Layout:
-    """Rows of token ids in a batch as wide as the longest."""
+    """Rows of token ids in a batch as wide as the longest; of each, positions that no other token may see."""
 
     rows: Sequence[Ids]
+    masked: Sequence[tuple[int, ...]] = ()
 
     @property
     def width(self) -> int:
@@ -34,8 +35,11 @@ class Layout:
         return torch.tensor([(0,) * (self.width - len(ids)) + ids for ids in self.rows], device=device)
 
     def mask(self, device: torch.device) -> Int[Tensor, "row column"]:
-        """1 for a token, 0 for padding."""
-        return (self._positions() >= 0).long().to(device)
+        """1 for a token, 0 for padding and for what is masked."""
+        mask = (self._positions() >= 0).long()
+        for row, hidden in enumerate(self.masked):
+            mask[row, [self.column(row, position) for position in hidden]] = 0
+        return mask.to(device)
 
     def position_ids(self, device: torch.device) -> Int[Tensor, "row column"]:
         """Positions in the unpadded tokens; 0 for padding."""

@@ -5,7 +5,7 @@ Log-probabilities and entropy are in nats, computed in float32. Greedy unless a 
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float, Int
@@ -110,6 +110,11 @@ class NextTokens:
     tokens: Int[Tensor, "row k"]
     entropies: Float[Tensor, " row"]
 
+    def of(self, rows: Sequence[int]) -> "NextTokens":
+        """Those of some rows."""
+        at = list(rows)
+        return NextTokens(self.logprobs[at], self.tokens[at], self.entropies[at])
+
 
 def tops_as_results(model: Model, found: NextTokens, cells: Sequence[Cell], indices: Sequence[int]) -> list[Result]:
     """A Result per row, with as many tokens as its cell asks for."""
@@ -124,6 +129,29 @@ def tops_as_results(model: Model, found: NextTokens, cells: Sequence[Cell], indi
         top = tuple(map(TopToken, map(texts.__getitem__, tokens[:k]), tokens[:k], logprobs[:k]))
         results.append(Result(index, top[0].token, (tokens[0],), "length", top, entropies[row]))
     return results
+
+
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """A patched next-token distribution beside the source run's own (rule 14), in nats."""
+
+    source_token: int
+    source_logprob: float
+    surprisal_under_source: float
+    surprisal_under_patched: float
+
+
+def with_comparison(model: Model, result: Result, compared: Compared) -> Result:
+    """The result with what the source's own run says; as it is where it failed."""
+    if result.failure is not None:
+        return result
+    top = TopToken(token_text(model, compared.source_token), compared.source_token, compared.source_logprob)
+    return replace(
+        result,
+        source_top=top,
+        surprisal_under_source=compared.surprisal_under_source,
+        surprisal_under_patched=compared.surprisal_under_patched,
+    )
 
 
 def candidates_result(logprobs: Sequence[float], index: int) -> Result:

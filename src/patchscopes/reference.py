@@ -15,18 +15,30 @@ from jaxtyping import Float
 from torch import Tensor
 
 from patchscopes.hooks import LayerWrite, Places, capture, patch
-from patchscopes.models import Model
+from patchscopes.mappings import Transfer
+from patchscopes.models import Inputs, Model
 from patchscopes.plan import Plan
-from patchscopes.readouts import Writing, candidates_result, choose, next_token_results, top2_gap
+from patchscopes.readouts import (
+    Compared,
+    Writing,
+    candidates_result,
+    choose,
+    next_token_results,
+    top2_gap,
+    with_comparison,
+)
 from patchscopes.spec import Cell, Ids, Result, State
 from patchscopes.vectors import make_vectors
 
 
 class Reference:
-    """Runs a Plan's cells one by one; of the plan it uses the cells alone."""
+    """Runs a Plan's cells one by one; of the plan it uses the cells alone. It is a `vectors.StateSource`."""
 
-    def __init__(self, model: Model) -> None:
-        self.model = model
+    def __init__(self, model: Model | Transfer) -> None:
+        self.transfer = Transfer.of(model)
+        self.model = self.transfer.target
+        self.widths = self.transfer.source.d_model, self.model.d_model
+        self.mapped = self.transfer.mapped
 
     def run(self, plan: Plan) -> Iterator[Result]:
         """Yield one Result per cell, in the plan's order, each with the top-2 gap of every step."""
@@ -35,41 +47,76 @@ class Reference:
 
     def run_cell(self, cell: Cell, index: int = 0) -> Result:
         """Run one cell."""
+        ids = list(cell.target_ids)
         with patch(self.model, self._writes(cell)):
-            ids = list(cell.target_ids)
-            logits = self._logits(ids)
-            if cell.readout.kind == "next-token":
-                return next_token_results(self.model, logits, [cell], [index])[0]
+            logits = next_logits(self.model, ids, cell.masked)
             if cell.readout.kind == "candidates":
-                return candidates_result([self._logprob(ids, answer) for answer in cell.candidates], index)
+                return candidates_result([self._logprob(ids, answer, cell.masked) for answer in cell.candidates], index)
             writing, gaps = Writing(self.model, cell), [top2_gap(logits[0])]
-            while not writing.add(choose(logits[0], cell, len(writing.token_ids))):
-                logits = self._logits([*ids, *writing.token_ids])
+            while cell.readout.kind == "text" and not writing.add(choose(logits[0], cell, len(writing.token_ids))):
+                logits = next_logits(self.model, [*ids, *writing.token_ids], cell.masked)
                 gaps.append(top2_gap(logits[0]))
+        if cell.readout.kind == "next-token":
+            return self._compared(cell, logits, next_token_results(self.model, logits, [cell], [index])[0])
         return writing.result(index, gaps)
 
-    def _logprob(self, prompt: Sequence[int], answer: Ids) -> float:
+    def states(self, wanted: Sequence[State]) -> Float[Tensor, "state d_source"]:
+        """The hidden states of the source model that are wanted, in float32, each from a run of its own."""
+        return torch.stack([self.state(state).float() for state in wanted])
+
+    def state(self, wanted: State) -> Float[Tensor, " d_source"]:
+        """The hidden state of the source run at the wanted layer and position."""
+        return _state(self.transfer.source, wanted)
+
+    def own_states(self, wanted: Sequence[State]) -> Float[Tensor, "state d_model"]:
+        """The same of the target model."""
+        return torch.stack([_state(self.model, state).float() for state in wanted])
+
+    def _logprob(self, prompt: Sequence[int], answer: Ids, masked: Sequence[int] = ()) -> float:
         """Σ ln p(token) over the answer's tokens, from one run of the prompt with the answer behind it."""
+        if masked:  # what the prompt's last token sees, no later one may see: each token from a run of its own
+            runs = (next_logits(self.model, [*prompt, *answer[:k]], masked)[0] for k in range(len(answer)))
+            return sum(float(torch.log_softmax(run, dim=-1)[k]) for run, k in zip(runs, answer, strict=True))
         logits = self.model.all_logits(torch.tensor([[*prompt, *answer]], device=self.model.device))[0]
         logprobs = torch.log_softmax(logits[len(prompt) - 1 : -1], dim=-1)
         return float(logprobs[range(len(answer)), answer].sum())
 
-    def states(self, wanted: Sequence[State]) -> Float[Tensor, "state d_model"]:
-        """The hidden states that are wanted, in float32, each from a source run of its own."""
-        return torch.stack([self.state(state).float() for state in wanted])
-
-    def state(self, wanted: State) -> Float[Tensor, " d_model"]:
-        """The hidden state of the source run at the wanted layer and position."""
-        with capture(self.model, {wanted.layer: Places((0,), (wanted.position,))}) as states:
-            self._logits(wanted.ids)
-        return states[wanted.layer][0]
+    def _compared(self, cell: Cell, patched: Float[Tensor, "row d_vocab"], result: Result) -> Result:
+        """The result beside the next token of the source's own run (rule 14)."""
+        if cell.compare is None:
+            return result
+        state = cell.compare
+        logits = next_logits(self.transfer.source, state.ids[: state.position + 1], state.masked)
+        source_p, patched_p = torch.log_softmax(logits[0], dim=-1), torch.log_softmax(patched[0], dim=-1)
+        said, named = int(source_p.argmax()), int(patched_p.argmax())
+        found = Compared(said, float(source_p[said]), -float(source_p[named]), -float(patched_p[said]))
+        return with_comparison(self.model, result, found)
 
     def _writes(self, cell: Cell) -> list[LayerWrite]:
         if cell.write is None:
             return []
-        vectors = make_vectors(cell.write.vectors, self.states, self.model)
+        vectors = make_vectors(cell.write.vectors, self, [cell.mapping] * len(cell.write.vectors))
         places = Places((0,) * len(cell.write.positions), cell.write.positions)
         return [LayerWrite(cell.write.site.layer, places, vectors)]
 
-    def _logits(self, ids: Sequence[int] | Ids) -> Float[Tensor, "row d_vocab"]:
-        return self.model.next_logits(torch.tensor([ids], device=self.model.device))
+
+def next_logits(model: Model, ids: Sequence[int], masked: Sequence[int] = ()) -> Float[Tensor, "row d_vocab"]:
+    """Logits after the last of `ids`; of `masked` positions nothing is seen but by themselves.
+
+    Of a masked position the only one that is read, if any, is the last: it sees itself, and no later one sees it.
+    """
+    tokens = torch.tensor([list(ids)], device=model.device)
+    if not masked:
+        return model.next_logits(tokens)
+    mask = torch.ones_like(tokens)
+    mask[0, list(masked)] = 0
+    mask[0, -1] = 1
+    places = torch.arange(len(ids), device=model.device)[None]
+    return model.forward(Inputs(tokens, mask, places), "last")[:, -1].float()
+
+
+def _state(model: Model, wanted: State) -> Float[Tensor, " d_model"]:
+    """The hidden state of the model's run at the wanted layer and position."""
+    with capture(model, {wanted.layer: Places((0,), (wanted.position,))}) as states:
+        next_logits(model, wanted.ids, wanted.masked)
+    return states[wanted.layer][0]

@@ -9,10 +9,11 @@ from patchscopes.spec import Request, Result, Row
 
 @dataclass(frozen=True, slots=True)
 class Made:
-    """What every row says of how it came about: the identity of its cell, the model, the seed."""
+    """What every row says of how it came about: the identity of its cell, the models, the seed."""
 
     cell: str | None
     model: str
+    target_model: str
     seed: int
 
 
@@ -57,13 +58,26 @@ def row_of(request: Request, result: Result | None, made: Made, *, baseline: Res
         logprob_minus_unpatched=score.logprob_minus_unpatched if score else None,
         rank=score.rank if score else None,
         answer_surprisal=-score.logprob if score else None,
+        source_next=result.source_top.token if result and result.source_top else None,
+        agrees=_agrees(result) if result else None,
+        surprisal_under_source=result.surprisal_under_source if result else None,
+        surprisal_under_patched=result.surprisal_under_patched if result else None,
         expected=matches(answer, request.expect) if answer is not None and request.expect else None,
         flags=request.flags,
         status=request.status,
         reason=request.reason,
         model=made.model,
+        target_model=made.target_model,
+        mapping=request.mapping,
         seed=made.seed,
     )
+
+
+def _agrees(result: Result) -> bool | None:
+    """Whether the patched run's likeliest token is the one of the source's own run (precision@1)."""
+    if result.source_top is None or not result.top:
+        return None
+    return result.top[0].token_id == result.source_top.token_id
 
 
 def _score(request: Request, result: Result, baseline: Result | None) -> Score | None:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from patchscopes.errors import RunChangedError
 from patchscopes.kv import sharing
+from patchscopes.mappings import Transfer
 from patchscopes.models import Model
 from patchscopes.plan import Budget, Explanation, ModelShape, Plan, Runner, compile_plan
 from patchscopes.provenance import provenance
@@ -55,15 +56,28 @@ class Work:
 
 @dataclass(frozen=True)
 class Inspection:
-    """A resolved sweep on a model, and the runner to run it with; `folder` keeps rows where there is one."""
+    """A resolved sweep on a model, or from one to another, and the runner to run it with.
 
-    model: Model
+    `folder` keeps rows where there is one.
+    """
+
+    transfer: Transfer
     sweep: Sweep
     resolved: Resolved
-    make_runner: Callable[[Model], Runner]
+    make_runner: Callable[[Transfer], Runner]
     runner_name: str
     budget: Budget
     folder: Path | None = None
+
+    @property
+    def model(self) -> Model:
+        """The model that states are read from."""
+        return self.transfer.source
+
+    @property
+    def target(self) -> Model:
+        """The model that they are written into."""
+        return self.transfer.target
 
     @property
     def requests(self) -> tuple[Request, ...]:
@@ -101,7 +115,7 @@ class Inspection:
             plan = session.work.plan
         groups = [group for wave in plan.waves for group in wave.groups]
         n_rows = max((group.n_rows for group in groups), default=1)
-        return plan.explain(measure_speed(self.model, n_rows=n_rows, top_k=self.sweep.readout.top_k))
+        return plan.explain(measure_speed(self.target, n_rows=n_rows, top_k=self.sweep.readout.top_k))
 
     def compile(self) -> Plan:
         """Make the plan now. Raises OptionError where one row alone is over the budget."""
@@ -130,7 +144,8 @@ class Inspection:
                 askers.setdefault(baseline, [])
             cells.setdefault(identity, request.cell)
             askers.setdefault(identity, []).append(index)
-        plan = compile_plan(tuple(cells.values()), shape_of(self.model), self.budget)
+        shapes = shape_of(self.target), shape_of(self.model)
+        plan = compile_plan(tuple(cells.values()), shapes[0], self.budget, source_shape=shapes[1])
         number = {identity: k for k, identity in enumerate(cells)}
         baselines = {number[identity]: number[baseline] for identity, baseline in compared.items()}
         return Work(tuple(idle), plan, tuple(map(tuple, askers.values())), baselines)
@@ -141,7 +156,7 @@ class Inspection:
             yield index, self.row(index)
         if not work.plan.cells:
             return
-        results = self.make_runner(self.model).run(work.plan)
+        results = self.make_runner(self.transfer).run(work.plan)
         for result, baseline in with_baselines(results, work.baselines):
             for index in work.askers[result.index]:
                 yield index, self.row(index, result, baseline=baseline)
@@ -187,8 +202,8 @@ class Inspection:
         )
 
     def spec(self) -> dict[str, object]:
-        """The full specification and the software that ran it (rule 22), as plain JSON."""
-        return provenance(self.sweep, runner=self.runner_name)
+        """The full specification, what states go through, and the software that ran it (rule 22), as plain JSON."""
+        return provenance(self.sweep, runner=self.runner_name) | self.transfer.describe()
 
     def head(self) -> Head:
         """What a run of this is of, as a store needs to know it."""
@@ -213,7 +228,7 @@ class Inspection:
         request = self.requests[index]
         if skipped is not None:
             request = replace(request, status="skipped", reason=skipped)
-        made = Made(self.identities[index], self.model.id, self.sweep.seed)
+        made = Made(self.identities[index], self.model.id, self.target.id, self.sweep.seed)
         return row_of(request, result, made, baseline=baseline)
 
 

@@ -16,13 +16,38 @@ from dataclasses import KW_ONLY, dataclass, field, replace
 from functools import lru_cache
 from typing import Literal, NamedTuple
 
-SCHEMA = "patchscopes.rows/2"
+SCHEMA = "patchscopes.rows/3"
 
 Ids = tuple[int, ...]
 Bos = Literal["auto", "always", "never"]
 ReadoutKind = Literal["text", "next-token", "candidates"]
 Status = Literal["ok", "inert", "failed", "skipped"]
 FinishReason = Literal["eos", "length", "stop"]
+
+
+@dataclass(frozen=True, slots=True)
+class InspectionPrompt:
+    """The text T that a state is written into; each `{}` marks a placeholder token.
+
+    `name` is its library name, None for free text. `chat` renders `text` as a user's turn through the model's chat
+    template, followed by `reply`, the beginning of the answer. A text without `{}` names its position by `at` (see
+    `patchscopes.prompts.positions`). `mask` is a phrase whose tokens no later token can attend to.
+    """
+
+    text: str
+    _: KW_ONLY
+    name: str | None = None
+    placeholder: str | None = None
+    chat: bool = False
+    reply: str = ""
+    about: str = ""
+    at: str | int | None = None
+    mask: str | None = None
+
+    @property
+    def label(self) -> str:
+        """What a row calls this prompt: its library name, else the text given."""
+        return self.name or self.text
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +58,9 @@ class Source:
     answers, the first its usual form; empty takes the call's. `candidates` are the answers to score; empty takes the
     call's. `item` is what the text is about (None: an item of its own for every text) and `kind` what kind of thing
     that is: donors, for the controls `shuffled` and `mean`, are sources of other items and the same kind. `split` are
-    pieces that make up `text`, each tokenised by itself; empty leaves the split into tokens to the tokenizer.
+    pieces that make up `text`, each tokenised by itself; empty leaves the split into tokens to the tokenizer. `mask` is
+    a phrase whose tokens no later token can attend to; None takes the call's. `prompt` is an inspection prompt of its
+    own; None takes the call's.
     """
 
     text: str
@@ -44,28 +71,8 @@ class Source:
     kind: str | None = None
     candidates: tuple[str, ...] = ()
     split: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class InspectionPrompt:
-    """The text T that a state is written into; each `{}` marks a placeholder token.
-
-    `name` is its library name, None for free text. `chat` renders `text` as a user's turn through the model's chat
-    template, followed by `reply`, the beginning of the answer.
-    """
-
-    text: str
-    _: KW_ONLY
-    name: str | None = None
-    placeholder: str | None = None
-    chat: bool = False
-    reply: str = ""
-    about: str = ""
-
-    @property
-    def label(self) -> str:
-        """What a row calls this prompt: its library name, else the text given."""
-        return self.name or self.text
+    mask: str | None = None
+    prompt: InspectionPrompt | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,18 +83,34 @@ class Site:
     kind: Literal["resid"] = "resid"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class State:
-    """The hidden state of the model's run on `ids` at `layer` and `position`."""
+    """The hidden state of the source model's run on `ids` at `layer` and `position`.
+
+    To the positions `masked`, all before `position`, no later token can attend; position ids stay.
+    """
 
     ids: Ids
     position: int
     layer: int
+    masked: tuple[int, ...] = ()
+
+    def __repr__(self) -> str:
+        # Identities hash this: what is not there is not named, so that states without masks keep theirs.
+        masked = f", masked={self.masked!r}" if self.masked else ""
+        return f"State(ids={self.ids!r}, position={self.position!r}, layer={self.layer!r}{masked})"
+
+
+@dataclass(frozen=True, slots=True)
+class Own:
+    """A state of the target model's own run, which no mapping touches (control `self`, where the two differ)."""
+
+    state: State
 
 
 @dataclass(frozen=True, slots=True)
 class Zero:
-    """The zero vector (control `zero`)."""
+    """The zero vector (control `zero`); where there is a mapping, what that makes of it: its bias."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +152,7 @@ def _state_digest(state: State) -> bytes:
     return hashlib.sha256(repr(state).encode()).digest()
 
 
-Vector = State | Zero | Noise | Neutral | Mean
+Vector = State | Own | Zero | Noise | Neutral | Mean
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,7 +191,11 @@ class Decoding:
 class Cell:
     """One computation. Two cells with equal identities have equal results, so each identity runs once.
 
-    `candidates` are the answers' token ids, as they continue the inspection prompt; empty for other readouts.
+    `model` is the identity of the one that runs the inspection prompt, the target; `source_model` that of the one whose
+    states are written, None where it is the same or none is. `mapping` is the digest of f, None for none. `masked` are
+    positions of `target_ids` that no later token can attend to. `candidates` are the answers' token ids, as they
+    continue the inspection prompt; empty for other readouts. `compare` is the last-layer state of the source run, whose
+    next-token distribution the readout "next-token" is compared with (rule 14).
     """
 
     model: str
@@ -179,6 +206,10 @@ class Cell:
     decoding: Decoding
     sample: int = 0
     candidates: tuple[Ids, ...] = ()
+    source_model: str | None = None
+    mapping: str | None = None
+    masked: tuple[int, ...] = ()
+    compare: State | None = None
 
     def identity(self) -> str:
         """A SHA-256 prefix (32 hex digits) of exactly what changes the result; never of batch size or order."""
@@ -194,8 +225,13 @@ class Cell:
         # The repr of frozen dataclasses names every field and kind of vector, so that no two specifications are alike.
         write = "None" if self.write is None else _written(self.write)
         parts = (repr(self.model), repr(self.dtype), _text(self.target_ids), write, repr(readout), repr(decoding))
-        decisive = f"({', '.join(parts)}, {sample!r})"
+        decisive = f"({', '.join(parts)}, {sample!r}{self._more()})"
         return hashlib.sha256(decisive.encode()).hexdigest()[:32]
+
+    def _more(self) -> str:
+        """What few cells have, by its name; nothing for all others."""
+        names = ("source_model", "mapping", "masked", "compare")
+        return "".join(f", {name}={value!r}" for name in names if (value := getattr(self, name)))
 
     @property
     def read_position(self) -> int:
@@ -239,7 +275,8 @@ class Result:
 
     `logprobs` holds, per candidate, the sum of its tokens' log-probabilities. `gaps` holds, per step, the difference
     between the two highest logits: below 1e-4 a step is a near-tie and what follows is not compared between runners
-    (rule 9). Only the reference records it.
+    (rule 9). Only the reference records it. `source_top` is the likeliest next token of the source's own run, where the
+    cell compares with it; the two surprisals are those of rule 14, in nats.
     """
 
     index: int
@@ -251,6 +288,9 @@ class Result:
     logprobs: tuple[float, ...] | None = None
     gaps: tuple[float, ...] = ()
     failure: str | None = None
+    source_top: TopToken | None = None
+    surprisal_under_source: float | None = None
+    surprisal_under_patched: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -281,6 +321,7 @@ class Request:
     candidate: str | None = None
     candidate_index: int | None = None
     baseline: Cell | None = None
+    mapping: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -290,8 +331,12 @@ class Row:
     `source_layer` and `target_layer` are ℓ and ℓ*; `control` is None for the cell itself; `entropy` and all
     log-probabilities are in nats. Of a `candidate`: `logprob` is the sum over its tokens, `logprob_minus_unpatched`
     what the write adds to it, `rank` its place among the candidates of its cell (1 is the likeliest; ties share the
-    worse), `answer_surprisal` −logprob (rule 14); `token_ids` are the candidate's, and `text` is None. Unless `status`
-    is "ok", `text`, `token_ids` and `finish_reason` are None and `reason` says why (rule 21).
+    worse), `answer_surprisal` −logprob (rule 14); `token_ids` are the candidate's, and `text` is None. Of a next token:
+    `source_next` is the likeliest next token of the source's own run at the position that is read, `agrees` whether it
+    is also that of the patched run, `surprisal_under_source` −ln p_source(the likeliest of the patched run) and
+    `surprisal_under_patched` −ln p_patched(`source_next`). `model` is the one that states are read from,
+    `target_model` the one that they are written into, `mapping` the f between. Unless `status` is "ok", `text`,
+    `token_ids` and `finish_reason` are None and `reason` says why (rule 21).
     """
 
     cell: str | None
@@ -317,11 +362,17 @@ class Row:
     logprob_minus_unpatched: float | None
     rank: int | None
     answer_surprisal: float | None
+    source_next: str | None
+    agrees: bool | None
+    surprisal_under_source: float | None
+    surprisal_under_patched: float | None
     expected: bool | None
     flags: tuple[str, ...]
     status: Status
     reason: str | None
     model: str
+    target_model: str
+    mapping: str | None
     seed: int
     schema: str = SCHEMA
 
@@ -331,7 +382,9 @@ class Sweep:
     """What is asked for: a finite product, still unresolved (phrases, "all", library names looked up already).
 
     `source_layers` are ℓ; `target_layers` None pairs (ℓ, ℓ), anything else is the product. `candidates` are the answers
-    that readout "candidates" scores, where a source has none of its own.
+    that readout "candidates" scores, where a source has none of its own. `mask` is a phrase of the sources (see
+    `Source`). `target_model` is the identity of the model that is written into, `mapping` the digest of f: None where
+    states stay in their model, as they are.
     """
 
     sources: tuple[Source, ...]
@@ -349,6 +402,9 @@ class Sweep:
     expect: tuple[str, ...] = ()
     bos: Bos = "auto"
     seed: int = 0
+    mask: str | None = None
+    target_model: str | None = None
+    mapping: str | None = None
 
     def layer_pairs(self) -> Iterable[tuple[int, int]]:
         """Every (ℓ, ℓ*), in the order of Results."""

@@ -169,15 +169,15 @@ def test_only_the_cells_of_a_waves_own_states_are_captured(monkeypatch: pytest.M
     plan = compile_plan(cells, shape_of(model), small)
     assert len(plan.waves) > 2
     captured: list[State] = []
-    from patchscopes.engine.states import States
+    from patchscopes.engine.states import _Captured
 
-    original = States._capture
+    original = _Captured._capture
 
-    def capture(self: States, batch: Any) -> Any:
+    def capture(self: _Captured, batch: Any) -> Any:
         captured.extend(state for source in batch for state in source.states)
         return original(self, batch)
 
-    monkeypatch.setattr(States, "_capture", capture)
+    monkeypatch.setattr(_Captured, "_capture", capture)
     few = run_cells(model, Engine(model), cells, small)
     wanted = [state for wave in plan.waves for batch in wave.source_batches for p in batch for state in p.states]
     assert captured == wanted

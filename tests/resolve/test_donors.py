@@ -231,7 +231,7 @@ def test_its_vector_is_the_mean_of_the_states_in_float32(family: str) -> None:
     reference = Reference(model)
     states = tuple(State(*place_of(model, text), 2) for text in TEXTS)
     means = [Mean(states[1:]), Mean(states[:-1])]
-    made = make_vectors([means[0], states[0], means[1]], reference.states, model)
+    made = make_vectors([means[0], states[0], means[1]], reference)
     expected = reference.states(states).double()
     assert made.dtype == torch.float32
     torch.testing.assert_close(made[0].double(), expected[1:].mean(0), rtol=1e-5, atol=1e-5)

@@ -28,7 +28,7 @@ WITHOUT = (-10.0, -12.0, -9.0, -11.0)  # the prompt alone
 BASE = dict.fromkeys((field.name for field in fields(Row)), None) | {
     "cell": "c0", "source": "I went to Spain", "source_index": 0, "position": 3, "token": " Spain",
     "target_positions": (4,), "prompt": "entity-description", "draw": 0, "sample": 0, "flags": (), "status": "ok",
-    "model": "tiny", "seed": 3, "schema": SCHEMA,
+    "model": "tiny", "target_model": "tiny", "seed": 3, "schema": SCHEMA,
 }  # fmt: skip
 
 

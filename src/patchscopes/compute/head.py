@@ -98,6 +98,18 @@ class Head:
             found = torch.where(here, part.gather(1, local.clamp(0, part.shape[1] - 1)), found)
         return found - _log_normalizer(sums)[:, None]
 
+    @torch.no_grad()
+    def token_logits(
+        self, x: Float[Tensor, "row d_head_in"], tokens: Int[Tensor, "row token"]
+    ) -> Float[Tensor, "row token"]:
+        """The logits of some tokens of each row, without those of all others where the head is a plain matrix."""
+        module = self._model.hf.get_output_embeddings()
+        if type(module) is not nn.Linear:
+            return self.logits(x).gather(1, tokens)
+        logits = torch.einsum("rd,rtd->rt", x, module.weight[tokens])
+        biases: Tensor | None = module.bias
+        return self._model.scaled_logits(logits if biases is None else logits + biases[tokens]).float()
+
     def _parts(self, x: Tensor) -> Iterator[tuple[int, Float[Tensor, "row chunk"]]]:
         for start, chunk in self._chunks:
             yield start, self._model.scaled_logits(chunk(x)).float()

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from patchscopes.compute import Compute
 from patchscopes.engine.candidates import score
+from patchscopes.engine.compare import compare
 from patchscopes.engine.prompts import RunPrompts
 from patchscopes.engine.start import start_rows
 from patchscopes.engine.states import States
@@ -18,7 +19,7 @@ from patchscopes.forward import Span, forward
 from patchscopes.kv import Rows
 from patchscopes.models import Model
 from patchscopes.plan import Group, Plan, suffix_of
-from patchscopes.readouts import NextTokens, Writing, candidates_result, draw, tops_as_results
+from patchscopes.readouts import NextTokens, Writing, candidates_result, draw, tops_as_results, with_comparison
 from patchscopes.spec import Cell, Result
 
 # New rows start when so large a share of the places is free: each start is a pass of its own.
@@ -74,7 +75,7 @@ class GroupRun:
                 shared=prompts.shared(self._group.prefix),
             )
         x = start_rows(self._compute, self._rows, cells, states, prompts)
-        found = self._read(self._rows, cells, indices, x)
+        found = self._next_tokens(cells, indices, x, states) if kind == "next-token" else self._read(cells, indices, x)
         for _ in indices:  # only now: where memory ran out, they are still to be started
             self._queue.popleft()
         yield from found
@@ -85,16 +86,26 @@ class GroupRun:
         _, same = next(groupby(lengths, key=itemgetter(1)))
         return [index for index, _ in islice(same, at_most)]
 
-    def _read(
-        self, rows: Rows, cells: Sequence[Cell], indices: Sequence[int], x: Float[Tensor, "row d_head_in"]
+    def _next_tokens(
+        self, cells: Sequence[Cell], indices: Sequence[int], x: Float[Tensor, "row d_head_in"], states: States
     ) -> Sequence[Result]:
-        head = self._compute.head
-        if cells[0].readout.kind == "next-token":
-            found = head.distribution(x, max(cell.readout.top_k for cell in cells))
-            tops = NextTokens(found.logprobs, found.tokens, found.entropy)
-            return tops_as_results(self._model, tops, cells, indices)
+        found = self._compute.head.distribution(x, max(cell.readout.top_k for cell in cells))
+        tops = NextTokens(found.logprobs, found.tokens, found.entropy)
+        results = tops_as_results(self._model, tops, cells, indices)
+        compared = [row for row, cell in enumerate(cells) if cell.compare is not None]
+        if compared:
+            wanted = [state for cell in cells if (state := cell.compare) is not None]
+            beside = compare(self._compute.head, states, x[compared], tops.of(compared), wanted)
+            for row, comparison in zip(compared, beside, strict=True):
+                results[row] = with_comparison(self._model, results[row], comparison)
+        return results
+
+    def _read(
+        self, cells: Sequence[Cell], indices: Sequence[int], x: Float[Tensor, "row d_head_in"]
+    ) -> Sequence[Result]:
+        assert self._rows is not None
         if cells[0].readout.kind == "candidates":
-            scores = score(self._compute, rows, cells, x, at_once=2 * self.n_rows)
+            scores = score(self._compute, self._rows, cells, x, at_once=2 * self.n_rows)
             return [candidates_result(one, index) for one, index in zip(scores, indices, strict=True)]
         new = [(index, Writing(self._model, cell)) for index, cell in zip(indices, cells, strict=True)]
         tokens = self._choose(x, [writing for _, writing in new])

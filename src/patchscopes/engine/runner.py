@@ -11,6 +11,7 @@ from patchscopes.engine.group import GroupRun
 from patchscopes.engine.prompts import RunPrompts
 from patchscopes.engine.states import States
 from patchscopes.errors import OutOfMemoryError
+from patchscopes.mappings import Transfer
 from patchscopes.models import Model
 from patchscopes.plan import Plan, Wave
 from patchscopes.spec import Result
@@ -29,8 +30,9 @@ OUT_OF_MEMORY = (
 class Engine:
     """Runs a Plan in batches. Its tokens are those of the reference runner (rule 9)."""
 
-    def __init__(self, model: Model) -> None:
-        self.model = model
+    def __init__(self, model: Model | Transfer) -> None:
+        self.transfer = Transfer.of(model)
+        self.model = self.transfer.target
 
     def run(self, plan: Plan) -> Iterator[Result]:
         """Yield one Result per cell as texts end. Raises OutOfMemoryError where one row alone does not fit."""
@@ -40,7 +42,7 @@ class Engine:
     def _run_wave(self, plan: Plan, wave: Wave) -> Iterator[Result]:
         compute = compute_of(self.model)
         try:
-            states = States(self.model, compute, wave.source_batches)
+            states = States(self.transfer, wave.source_batches)
             prompts = RunPrompts(self.model, compute, wave.prompts)
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):

@@ -143,6 +143,22 @@ class Mappings:
         shown = ", ".join(map(str, self.pairs[:8]))
         return shown if len(self.by_pair) <= 8 else f"{shown}, … ({len(self.by_pair)} in all)"
 
+    @cached_property
+    def digest(self) -> str:
+        """A SHA-256 prefix (32 hex digits) of all of them, with their pairs."""
+        parts = [(pair, self.by_pair[pair].digest) for pair in self.pairs]
+        return hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
+
+    def describe(self) -> dict[str, object]:
+        """Provenance as plain JSON: of what kind, between which weights, fitted on what."""
+        return {
+            "kind": self.kind,
+            "digest": self.digest,
+            "source": asdict(self.source),
+            "target": asdict(self.target),
+            "fitted": dict(self.fitted),
+        }
+
     def check(self, source: Model, target: Model) -> None:
         """Raise MappingError, with the hashes, where it was fitted for other weights."""
         for part, fitted, model in (("source", self.source, source), ("target", self.target, target)):
@@ -230,6 +246,13 @@ class Transfer:
     def of(cls, model: "Model | Transfer") -> "Transfer":
         """Within one model and as they are, where a model alone is given."""
         return cls(model, model) if isinstance(model, Model) else model
+
+    def describe(self) -> dict[str, object]:
+        """Provenance of the target model and of f, as plain JSON; nothing where states stay as and where they are."""
+        found: dict[str, object] = {} if self.within else {"target": self.target.describe()}
+        if self.mappings is not None:
+            found["f"] = self.mappings.describe()
+        return found
 
     @property
     def within(self) -> bool:

@@ -174,12 +174,15 @@ class Model:
     @torch.no_grad()
     def unembed(self, states: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_vocab"]:
         """Read residual states through the model's own final norm, head, scale and softcap (rule 13), in float32."""
-        architecture = self.architecture
-        for path in (architecture.final_norm, architecture.project_out):
+        head = self.hf.get_output_embeddings()
+        return self.scaled_logits(head(self.head_input(states))).float()
+
+    def head_input(self, states: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_head_in"]:
+        """Residual states as they enter the head: through the final norm, and a projection where there is one."""
+        for path in (self.architecture.final_norm, self.architecture.project_out):
             module = self._submodule(path)
             states = states if module is None else module(states)
-        head = self.hf.get_output_embeddings()
-        return self.scaled_logits(head(states)).float()
+        return states
 
     @torch.no_grad()
     def embedded(self, ids: Int[Tensor, " token"]) -> Float[Tensor, "token d_model"]:
@@ -209,6 +212,18 @@ class Model:
         """How wide is what enters the head: d_model, unless a projection stands before it (OPT)."""
         weight = getattr(self.hf.get_output_embeddings(), "weight", None)
         return int(weight.shape[-1]) if isinstance(weight, Tensor) else self.d_model
+
+    @cached_property
+    def window(self) -> int | None:
+        """How many tokens a sliding layer sees at most, its own among them; None where every layer sees all."""
+        window = getattr(self.hf.config.get_text_config(decoder=True), "sliding_window", None)
+        return int(window) if window else None
+
+    @property
+    def counts_mask(self) -> bool:
+        """Whether a token's place is counted from the attention mask (ALiBi), so that a mask moves later tokens."""
+        config = self.hf.config.get_text_config(decoder=True)
+        return "position_ids" not in self._takes or bool(getattr(config, "alibi", False))
 
     @property
     def final_norm(self) -> nn.Module | None:

@@ -10,16 +10,20 @@ from patchscopes.plan.work import (
     Group,
     ModelShape,
     Prompt,
+    PromptKey,
+    Side,
     SourcePass,
     Wave,
+    gapless,
     layer_of,
+    n_run,
     own_tokens,
     placeholder,
     row_bytes,
     states_of,
     suffix_of,
 )
-from patchscopes.spec import Cell, Ids, State
+from patchscopes.spec import Cell, Ids, Own, State
 
 # Sharing a prefix pays where so many cells have it.
 MIN_SHARING = 4
@@ -30,18 +34,21 @@ RESULT_BYTES = 4096
 KEPT_PART = 4
 
 
-def compile_plan(cells: Sequence[Cell], shape: ModelShape, budget: Budget) -> Plan:
-    """Compile distinct cells into a Plan.
+def compile_plan(
+    cells: Sequence[Cell], shape: ModelShape, budget: Budget, *, source_shape: ModelShape | None = None
+) -> Plan:
+    """Compile distinct cells into a Plan. `source_shape` is of the model whose states are written, where another.
 
     Raises OptionError where one row alone is over the budget, with the figures.
     """
-    compiler = _Compiler(cells, shape, budget)
-    return Plan(tuple(cells), tuple(compiler.waves()), shape)
+    compiler = _Compiler(cells, shape, budget, source_shape or shape)
+    return Plan(tuple(cells), tuple(compiler.waves()), shape, source_shape or shape)
 
 
 class _Compiler:
-    def __init__(self, cells: Sequence[Cell], shape: ModelShape, budget: Budget) -> None:
+    def __init__(self, cells: Sequence[Cell], shape: ModelShape, budget: Budget, source_shape: ModelShape) -> None:
         self.cells, self.shape = cells, shape
+        self.shapes: dict[Side, ModelShape] = {"source": source_shape, "target": shape}
         self.max_rows = budget.max_rows
         self.budget = budget.memory_bytes
         left = self.budget - min(SLACK_BYTES, self.budget // 4)
@@ -57,7 +64,7 @@ class _Compiler:
             return set()
         counts: dict[Ids, int] = {}
         for cell in self.cells:
-            if cell.write is not None:
+            if cell.write is not None and gapless(cell, placeholder(cell)):
                 prefix = cell.target_ids[: placeholder(cell)]
                 counts[prefix] = counts.get(prefix, 0) + 1
         return {prefix for prefix, count in counts.items() if prefix and count >= MIN_SHARING}
@@ -66,8 +73,8 @@ class _Compiler:
         """The shared prefix that a cell's rows begin with; empty where they share none."""
         if cell.write is not None:
             prefix = cell.target_ids[: placeholder(cell)]
-            return prefix if prefix in self.shared else ()
-        starts = (cell.target_ids[:n] for n in self.lengths if n < len(cell.target_ids))
+            return prefix if prefix in self.shared and gapless(cell, len(prefix)) else ()
+        starts = (cell.target_ids[:n] for n in self.lengths if n < len(cell.target_ids) and gapless(cell, n))
         return next((start for start in starts if start in self.shared), ())
 
     def waves(self) -> Iterator[Wave]:
@@ -77,15 +84,15 @@ class _Compiler:
         held = 0
         for index, cell in enumerate(self.cells):
             # Most cells share their vectors with one neighbour and their prompt with all: told by the very objects.
-            write = cell.write
-            known = write is None or {id(write.vectors), (id(cell.target_ids), write.site.layer)} <= seen
+            needs = cell.write is not None or cell.compare is not None
+            known = not needs or _marks(cell) <= seen
             new = {} if known else {key: size for key, size in self._kept(cell) if key not in seen}
             if wave and new and held + sum(new.values()) > self.kept_bytes:
                 yield self._wave(wave)
                 wave, seen, held = [], set(), 0
                 new = dict(self._kept(cell))
-            if write is not None and not known:
-                seen.update(new, (id(write.vectors), (id(cell.target_ids), write.site.layer)))
+            if not known:
+                seen.update(new, _marks(cell))
                 held += sum(new.values())
             wave.append(index)
         if wave:
@@ -93,47 +100,46 @@ class _Compiler:
 
     def _kept(self, cell: Cell) -> Iterator[tuple[object, int]]:
         """What a cell needs in memory all the while, with its size in bytes."""
+        shape = self.shape
+        for side, state in _states(cell):
+            yield (side, state), 4 * self.shapes[side].d_model
         if cell.write is None:
             return
-        shape = self.shape
-        for vector in set(cell.write.vectors):
-            for state in states_of(vector):
-                yield state, 4 * shape.d_model
-        n_tokens = len(cell.target_ids)
-        yield cell.target_ids, 2 * shape.kv_bytes_per_token * n_tokens
-        suffix = n_tokens - placeholder(cell)
-        yield (cell.target_ids, cell.write.site.layer), shape.itemsize * shape.d_model * suffix
+        prompt: PromptKey = (cell.target_ids, cell.masked)
+        yield prompt, 2 * shape.kv_bytes_per_token * len(cell.target_ids)
+        suffix = n_run(cell) - placeholder(cell)
+        yield (prompt, cell.write.site.layer), shape.itemsize * shape.d_model * suffix
 
     def _wave(self, indices: Sequence[int]) -> Wave:
         by_group: dict[tuple[str, Ids], list[tuple[int, bool, int, int]]] = {}
-        prompts: dict[Ids, tuple[int, set[int]]] = {}
-        places: dict[tuple[int, int], tuple[Ids, int]] = {}
+        prompts: dict[PromptKey, tuple[int, set[int]]] = {}
+        places: dict[tuple[int, int, tuple[int, ...]], tuple[Ids, int]] = {}
         for index in indices:
             cell = self.cells[index]
-            start = placeholder(cell)
-            place = (id(cell.target_ids), start if cell.write is not None else -1)
+            start, prompt = placeholder(cell), (cell.target_ids, cell.masked)
+            place = (id(cell.target_ids), start if cell.write is not None else -1, cell.masked)
             if place not in places:
                 prefix = self.prefix_of(cell)
                 places[place] = prefix, suffix_of(cell, len(prefix))
                 if cell.write is not None:
                     # The same tokens may be written elsewhere: "x {} x" and "x x {}".
-                    before, layers = prompts.get(cell.target_ids, (start, set()))
-                    prompts[cell.target_ids] = min(start, before), layers
+                    before, layers = prompts.get(prompt, (start, set()))
+                    prompts[prompt] = min(start, before), layers
             prefix, suffix = places[place]
             order = (suffix, cell.write is not None, layer_of(cell), index)
             by_group.setdefault((cell.readout.kind, prefix), []).append(order)
             if cell.write is not None:
-                prompts[cell.target_ids][1].add(cell.write.site.layer)
+                prompts[prompt][1].add(cell.write.site.layer)
         return Wave(
             tuple(self._source_batches(indices)),
-            tuple(Prompt(ids, start, tuple(sorted(layers))) for ids, (start, layers) in prompts.items()),
+            tuple(Prompt(k[0], start, tuple(sorted(layers)), k[1]) for k, (start, layers) in prompts.items()),
             tuple(self._group(prefix, sorted(rows)) for (_, prefix), rows in by_group.items()),
         )
 
     def _group(self, prefix: Ids, rows: Sequence[tuple[int, bool, int, int]]) -> Group:
         indices = tuple(index for *_, index in rows)
         cells = [self.cells[index] for index in indices]
-        capacity = max(len(cell.target_ids) - len(prefix) + own_tokens(cell) for cell in cells)
+        capacity = max(n_run(cell) - len(prefix) + own_tokens(cell) for cell in cells)
         suffix = rows[-1][0]
         size = row_bytes(self.shape, capacity, suffix)
         if any(cell.readout.kind == "candidates" for cell in cells):
@@ -145,25 +151,47 @@ class _Compiler:
 
     def _source_batches(self, indices: Sequence[int]) -> Iterator[tuple[SourcePass, ...]]:
         """Source passes, of similar length together, as many as the budget holds."""
-        wanted: dict[Ids, dict[State, None]] = {}
-        writes = {id(write.vectors): write for index in indices if (write := self.cells[index].write) is not None}
-        for write in writes.values():
-            for vector in dict.fromkeys(write.vectors):
-                for state in states_of(vector):
-                    wanted.setdefault(state.ids, {})[state] = None
-        passes = sorted((SourcePass(ids, tuple(states)) for ids, states in wanted.items()), key=lambda p: len(p.ids))
+        wanted: dict[tuple[Side, Ids, tuple[int, ...]], dict[State, None]] = {}
+        # Most cells have their very vectors and what they compare with in common with a neighbour.
+        distinct = {(id(c.write and c.write.vectors), id(c.compare)): c for c in map(self.cells.__getitem__, indices)}
+        for cell in distinct.values():
+            for side, state in _states(cell):
+                wanted.setdefault((side, state.ids, state.masked), {})[state] = None
+        passes = sorted(
+            (SourcePass(ids, tuple(states), masked, side) for (side, ids, masked), states in wanted.items()),
+            key=lambda p: (p.side, len(p.ids)),
+        )
         batch: list[SourcePass] = []
         for source in passes:
             length = len(source.ids)
-            size = row_bytes(self.shape, length, length)
+            size = row_bytes(self.shapes[source.side], length, length)
             check_fits(size, self.rows_bytes, self.budget, f"a source of {length:,} tokens")
             many = len(batch) == self.max_rows or (len(batch) + 1) * length > MAX_TOKENS
+            many = many or bool(batch and batch[0].side != source.side)
             if batch and (many or (len(batch) + 1) * size > self.rows_bytes):
                 yield tuple(batch)
                 batch = []
             batch.append(source)
         if batch:
             yield tuple(batch)
+
+
+def _marks(cell: Cell) -> set[object]:
+    """What tells a cell's vectors, prompt and comparison at a glance: the very objects."""
+    marks: set[object] = {id(cell.compare)}
+    if cell.write is not None:
+        marks |= {id(cell.write.vectors), (id(cell.target_ids), cell.masked, cell.write.site.layer)}
+    return marks
+
+
+def _states(cell: Cell) -> Iterator[tuple[Side, State]]:
+    """The states that a cell needs, with whose they are."""
+    for vector in dict.fromkeys(cell.write.vectors if cell.write is not None else ()):
+        side: Side = "target" if isinstance(vector, Own) else "source"
+        for state in states_of(vector):
+            yield side, state
+    if cell.compare is not None:
+        yield "source", cell.compare
 
 
 def check_fits(size: int, available: int, budget: int, what: str) -> None:

@@ -5,7 +5,7 @@ Counted from the plan, before anything runs: texts that end early take less.
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 from patchscopes.plan.work import Group, ModelShape, Wave, layer_of, own_tokens, row_bytes, states_of, suffix_of
 from patchscopes.spec import Cell
@@ -114,31 +114,40 @@ def duration(seconds: float) -> str:
     return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
-def cost_of(cells: Sequence[Cell], waves: Sequence[Wave], shape: ModelShape) -> Cost:
+def cost_of(cells: Sequence[Cell], waves: Sequence[Wave], shape: ModelShape, source_shape: ModelShape) -> Cost:
     """Count passes, tokens and matrix products."""
     total = Cost()
     for wave in waves:
-        kept = _kept(wave, shape)
+        kept = _kept(wave, shape, source_shape)
         total += kept
         for group in wave.groups:
             total += _group([cells[index] for index in group.cells], group, shape, kept.peak_bytes)
     return total
 
 
-def _kept(wave: Wave, shape: ModelShape) -> Cost:
-    """Source passes and prompts, and the bytes that stay of them."""
-    sources = sum(max(len(p.ids) for p in batch) * len(batch) for batch in wave.source_batches)
+def _kept(wave: Wave, shape: ModelShape, source_shape: ModelShape) -> Cost:
+    """Source passes and prompts, and the bytes that stay of them.
+
+    Tokens of another source model count as blocks of the target's that take as long.
+    """
     prompts = sum(len(prompt.ids) for prompt in wave.prompts)
-    states = sum(len(p.states) for batch in wave.source_batches for p in batch)
     suffixes = sum((len(prompt.ids) - prompt.start) * len(prompt.layers) for prompt in wave.prompts)
-    return Cost(
+    cost = Cost(
         forward_passes=len(wave.source_batches) + len({len(prompt.ids) for prompt in wave.prompts}),
-        source_tokens=sources,
         prompt_tokens=prompts,
-        block_tokens=(sources + prompts) * shape.n_layers,
-        flops=round(2 * shape.block_parameters * shape.n_layers * (sources + prompts)),
-        peak_bytes=4 * shape.d_model * (states + suffixes) + 2 * shape.kv_bytes_per_token * prompts,
+        block_tokens=prompts * shape.n_layers,
+        flops=round(2 * shape.block_parameters * shape.n_layers * prompts),
+        peak_bytes=4 * shape.d_model * suffixes + 2 * shape.kv_bytes_per_token * prompts,
     )
+    kept_bytes = cost.peak_bytes
+    for batch in wave.source_batches:
+        runs = source_shape if batch[0].side == "source" else shape
+        n_tokens = max(len(p.ids) for p in batch) * len(batch)
+        flops = 2 * runs.block_parameters * runs.n_layers * n_tokens
+        kept_bytes += 4 * runs.d_model * sum(len(p.states) for p in batch)
+        alike = round(n_tokens * runs.n_layers * runs.block_parameters / shape.block_parameters)
+        cost += Cost(source_tokens=n_tokens, block_tokens=alike, flops=round(flops))
+    return replace(cost, peak_bytes=kept_bytes)
 
 
 def _group(cells: Sequence[Cell], group: Group, shape: ModelShape, kept_bytes: int) -> Cost:

@@ -16,11 +16,12 @@ class Plan:
     cells: tuple[Cell, ...]
     waves: tuple[Wave, ...]
     shape: ModelShape
+    source_shape: ModelShape
 
     @property
     def cost(self) -> Cost:
         """What it takes at the most: texts that end early take less."""
-        return cost_of(self.cells, self.waves, self.shape)
+        return cost_of(self.cells, self.waves, self.shape, self.source_shape)
 
     @property
     def alone(self) -> Alone:

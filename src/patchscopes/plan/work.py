@@ -1,8 +1,10 @@
 """What a plan is made of, and what can be told of a cell without a model."""
 
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import Literal, NamedTuple
 
-from patchscopes.spec import Cell, Ids, Mean, Neutral, Noise, State, Vector
+from patchscopes.spec import Cell, Ids, Mean, Neutral, Noise, Own, State, Vector
 
 # Beyond so many rows, or tokens in one pass, nothing is gained (docs/performance.md).
 MAX_ROWS = 480
@@ -45,21 +47,51 @@ class Budget:
     max_rows: int = MAX_ROWS
 
 
+Side = Literal["source", "target"]
+
+
 @dataclass(frozen=True, slots=True)
 class SourcePass:
-    """One forward pass over `ids` that captures every (layer, position) in `states`."""
+    """One forward pass over `ids`, in the model of that side, that captures every (layer, position) in `states`.
+
+    To positions `masked` no later token attends.
+    """
 
     ids: Ids
     states: tuple[State, ...]
+    masked: tuple[int, ...] = ()
+    side: Side = "source"
+
+
+class Text(NamedTuple):
+    """The tokens of a prompt that anything else can depend on, with the positions that they have in it.
+
+    What is masked is seen by nothing later, so that it need not be there: all but the last token, which is read.
+    """
+
+    ids: Ids
+    positions: tuple[int, ...]
+
+
+PromptKey = tuple[Ids, tuple[int, ...]]  # the ids of an inspection prompt, and what of it is masked
 
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """An inspection prompt to run once: its tokens from `start` on, the first placeholder, are read at `layers`."""
+    """An inspection prompt to run once: of its text, the tokens from `start` on are read at `layers`.
+
+    `start` is the first placeholder, counted in the `Text`.
+    """
 
     ids: Ids
     start: int
     layers: tuple[int, ...]
+    masked: tuple[int, ...] = ()
+
+    @property
+    def key(self) -> PromptKey:
+        """What the prompt is known by."""
+        return self.ids, self.masked
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +123,8 @@ def states_of(vector: Vector) -> tuple[State, ...]:
     match vector:
         case State():
             return (vector,)
+        case Own(state=state):
+            return (state,)
         case Noise(like=like):
             return (like,)
         case Neutral(state=state, like=like):
@@ -101,9 +135,40 @@ def states_of(vector: Vector) -> tuple[State, ...]:
             return ()
 
 
+@lru_cache(maxsize=4096)
+def text(ids: Ids, masked: tuple[int, ...]) -> Text:
+    """What runs of a prompt with these positions masked."""
+    hidden = set(masked) - {len(ids) - 1}
+    positions = tuple(position for position in range(len(ids)) if position not in hidden)
+    return Text(tuple(ids[position] for position in positions), positions)
+
+
+def text_of(cell: Cell) -> Text:
+    """The tokens of the cell's prompt that run."""
+    return text(cell.target_ids, cell.masked)
+
+
+def n_run(cell: Cell) -> int:
+    """How many they are."""
+    return len(cell.target_ids) if not cell.masked else len(text_of(cell).ids)
+
+
+def reads_masked(cell: Cell) -> bool:
+    """Whether the token that is read is masked: it runs, and nothing behind it sees it."""
+    return cell.read_position in cell.masked
+
+
 def placeholder(cell: Cell) -> int:
-    """The position of the first placeholder: what stands before it is the prefix. 0 where nothing is written."""
-    return min(cell.write.positions) if cell.write is not None else 0
+    """Where in the text the first placeholder is: what stands before it is the prefix. 0 where nothing is written."""
+    if cell.write is None:
+        return 0
+    first = min(cell.write.positions)
+    return first if not cell.masked else text_of(cell).positions.index(first)
+
+
+def gapless(cell: Cell, n: int) -> bool:
+    """Whether the first `n` tokens of the text are the first of the prompt."""
+    return not cell.masked or min(cell.masked) >= n
 
 
 def layer_of(cell: Cell) -> int:
@@ -113,7 +178,7 @@ def layer_of(cell: Cell) -> int:
 
 def suffix_of(cell: Cell, n_shared: int) -> int:
     """How many tokens of its prompt a row runs itself, where `n_shared` of them are shared."""
-    return len(cell.target_ids) - (n_shared if cell.write is None else placeholder(cell))
+    return n_run(cell) - (n_shared if cell.write is None else placeholder(cell))
 
 
 def own_tokens(cell: Cell) -> int:

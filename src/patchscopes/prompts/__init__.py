@@ -2,7 +2,7 @@
 
 from patchscopes.prompts.library import LIBRARY, find_prompt
 from patchscopes.prompts.placeholders import Target, fill, resolve_target
-from patchscopes.prompts.positions import resolve_marked, resolve_positions
+from patchscopes.prompts.positions import resolve_marked, resolve_mask, resolve_positions
 from patchscopes.prompts.tokens import Tokenized, continuation, tokenize, tokenize_pieces
 
 __all__ = [
@@ -13,6 +13,7 @@ __all__ = [
     "fill",
     "find_prompt",
     "resolve_marked",
+    "resolve_mask",
     "resolve_positions",
     "resolve_target",
     "tokenize",

@@ -71,16 +71,22 @@ _PROMPTS = (
 LIBRARY: Mapping[str, InspectionPrompt] = MappingProxyType({str(prompt.name): prompt for prompt in _PROMPTS})
 
 
-def find_prompt(value: str | InspectionPrompt, *, placeholder: str | None = None) -> InspectionPrompt:
-    """The library prompt of that name, or free text where `value` holds `{}` (rule 7).
+def find_prompt(
+    value: str | InspectionPrompt,
+    *,
+    placeholder: str | None = None,
+    at: str | int | None = None,
+    mask: str | None = None,
+) -> InspectionPrompt:
+    """The library prompt of that name, or free text where `value` holds `{}` or its position is named `at` (rule 7).
 
-    `placeholder` overrides the prompt's own. Raises PromptError for a value that is neither.
+    `placeholder`, `at` and `mask` override the prompt's own. Raises PromptError for a value that is neither.
     """
     if isinstance(value, InspectionPrompt):
         prompt = value
     elif not isinstance(value, str):
         raise PromptError(f"an inspection prompt is a text or an InspectionPrompt, not a {type(value).__name__}.")
-    elif "{}" in value:
+    elif "{}" in value or (at is not None and value not in LIBRARY):
         prompt = InspectionPrompt(value)
     elif value in LIBRARY:
         prompt = LIBRARY[value]
@@ -89,6 +95,10 @@ def find_prompt(value: str | InspectionPrompt, *, placeholder: str | None = None
             f'{value!r} is neither an inspection prompt with "{{}}" for the placeholder, as in "The capital of {{}}", '
             f"nor one of the library: {', '.join(LIBRARY)}."
         )
-    if placeholder is None or placeholder == prompt.placeholder:
-        return prompt
-    return replace(prompt, placeholder=placeholder)
+    changed = replace(
+        prompt,
+        placeholder=prompt.placeholder if placeholder is None else placeholder,
+        at=prompt.at if at is None else at,
+        mask=prompt.mask if mask is None else mask,
+    )
+    return prompt if changed == prompt else changed

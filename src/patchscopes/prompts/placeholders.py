@@ -1,10 +1,11 @@
-"""An inspection prompt → ids and the positions of its placeholders (rule 7)."""
+"""An inspection prompt → ids and the positions that are written (rule 7): its placeholders, or what `at` names."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from patchscopes.errors import OptionError, PlaceholderError, PositionError
 from patchscopes.models import Model
+from patchscopes.prompts.positions import resolve_mask, resolve_positions
 from patchscopes.prompts.tokens import Tokenized, render_chat, tokenize, tokenize_rendered, verify_spans
 from patchscopes.spec import Bos, InspectionPrompt
 
@@ -17,23 +18,54 @@ N_PROBES = 3
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A tokenized inspection prompt, the positions of its placeholders, and the word that stands there."""
+    """A tokenized inspection prompt, the positions that are written, and the word that stands there.
+
+    `placeholder` is None where the prompt has none and its position is named. To `masked` no later token attends.
+    """
 
     prompt: InspectionPrompt
     tokenized: Tokenized
     positions: tuple[int, ...]
-    placeholder: str
+    placeholder: str | None
+    masked: tuple[int, ...] = ()
 
 
 def resolve_target(model: Model, prompt: InspectionPrompt, *, bos: Bos = "auto") -> Target:
     """Tokenize `prompt` with its placeholder in each `{}` and find where it stands.
 
     Raises PlaceholderError unless exactly one token covers each placeholder (at most with the space before it) and
-    another one-token word in its stead changes that id alone.
+    another one-token word in its stead changes that id alone; PositionError where what is written, or masked, is not
+    to be found.
     """
-    if MARK not in prompt.text:
+    target = _placed(model, prompt, bos) if MARK in prompt.text else _named(model, prompt, bos)
+    if prompt.mask is None:
+        return target
+    masked = resolve_mask(model, target.tokenized, prompt.mask)
+    if hidden := sorted(set(masked) & set(target.positions)):
+        raise PositionError(
+            f"position {hidden[0]} of {target.tokenized.text!r} is written and masked: no later token would see what "
+            f"is written; mask another phrase than {prompt.mask!r}.\n{target.tokenized.table(masked)}"
+        )
+    return replace(target, masked=masked)
+
+
+def _named(model: Model, prompt: InspectionPrompt, bos: Bos) -> Target:
+    """A prompt without placeholder, whose position is named."""
+    if prompt.at is None:
         raise PlaceholderError(
-            f'"{{}}" occurs 0 times in {prompt.text!r}; mark the token to overwrite, e.g. "The capital of {{}}".'
+            f'"{{}}" occurs 0 times in {prompt.text!r}; mark the token to overwrite, e.g. "The capital of {{}}", or '
+            "name it by target_at."
+        )
+    tokenized = fill(model, prompt, "", bos=bos)
+    return Target(prompt, tokenized, resolve_positions(model, tokenized, prompt.at), None)
+
+
+def _placed(model: Model, prompt: InspectionPrompt, bos: Bos) -> Target:
+    """A prompt with a placeholder in each `{}`."""
+    if prompt.at is not None:
+        raise OptionError(
+            f"{prompt.text!r} has {{}} for the token to overwrite, and target_at={prompt.at!r} names one: give one of "
+            "them."
         )
     word = prompt.placeholder if prompt.placeholder is not None else DEFAULT_PLACEHOLDER
     if not word or word != word.strip() or MARK in word:
@@ -119,6 +151,7 @@ def _begins_with_space(model: Model, tokenized: Tokenized, position: int) -> boo
 def _check_alone(model: Model, target: Target, bos: Bos) -> None:
     """Another one-token word in the placeholder's stead must change the ids at its positions and no others."""
     tried = 0
+    assert target.placeholder is not None
     own = [_begins_with_space(model, target.tokenized, position) for position in target.positions]
     for probe in PROBES:
         if probe == target.placeholder:

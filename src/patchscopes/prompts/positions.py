@@ -49,6 +49,24 @@ def resolve_marked(model: Model, source: Tokenized, at: str | SupportsIndex) -> 
     return Marked(covering if at.startswith("span:") else covering[-1:], span)
 
 
+def resolve_mask(model: Model, text: Tokenized, phrase: str) -> tuple[int, ...]:
+    """Every token of a phrase that is masked: no later token attends to them.
+
+    Raises PositionError where the phrase is not to be found, or begins or ends inside a token.
+    """
+    if not phrase.strip():
+        raise PositionError(f"the mask is {phrase!r}; give a phrase of {text.text!r}.")
+    marked = resolve_marked(model, text, f"span:{phrase.removeprefix('span:')}")
+    assert marked.span is not None
+    first = text.spans[marked.positions[0]][0]
+    if text.text[first : marked.span[0]].strip():
+        raise PositionError(
+            f"the mask {phrase!r} begins inside a token of {text.text!r}; begin it where a token does."
+            f"\n{text.table(marked.positions)}"
+        )
+    return marked.positions
+
+
 def _as_number(at: object) -> int | None:
     if isinstance(at, str):
         return int(at) if re.fullmatch(r"[+-]?\d{1,9}", at.strip()) else None

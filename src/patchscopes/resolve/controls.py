@@ -1,8 +1,9 @@
 """The controls of rule 16: cells like any other, with something else in the place of the source's state.
 
-How many rows each has: `unpatched` one a prompt; `self` and `zero` one a (ℓ*, prompt); `text-only` and `phrase-only`
-one a (source, position, prompt); `mean` one a cell; `random`, `random-state` and `shuffled` one a cell and draw. Where
-sources have candidates of their own, those without a source have these rows for every set of candidates.
+How many rows each has: `unpatched` one a prompt; `self` and `zero` one a (ℓ*, prompt), `zero` one a (ℓ, ℓ*, prompt)
+where a mapping makes something of it; `text-only` and `phrase-only` one a (source, position, prompt); `mean` one a
+cell; `random`, `random-state` and `shuffled` one a cell and draw. Where sources have candidates of their own, those
+without a source have these rows for every set of candidates.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -14,7 +15,7 @@ from patchscopes.resolve.donors import Donors
 from patchscopes.resolve.grid import Grid, Point, Variant
 from patchscopes.resolve.neutral import NEUTRAL_SENTENCES
 from patchscopes.rng import philox
-from patchscopes.spec import Bos, Ids, Neutral, Noise, Request, State, Vector, Zero
+from patchscopes.spec import Bos, Ids, Neutral, Noise, Own, Request, State, Vector, Zero
 
 
 def unpatched(grid: Grid) -> Iterator[Request]:
@@ -25,16 +26,22 @@ def unpatched(grid: Grid) -> Iterator[Request]:
 
 def self_(grid: Grid) -> Iterator[Request]:
     """Each placeholder's own state, written back over it: must change nothing."""
+    apart = not grid.transfer.within or grid.transfer.mappings is not None
 
     def own(target: Target, layer: int) -> tuple[Vector, ...]:
-        return tuple(State(target.tokenized.ids, position, layer) for position in target.positions)
+        states = [State(target.tokenized.ids, position, layer, target.masked) for position in target.positions]
+        return tuple(map(Own, states)) if apart else tuple(states)
 
     return _per_target_layer(grid, "self", own)
 
 
 def zero(grid: Grid) -> Iterator[Request]:
-    """The zero vector."""
-    return _per_target_layer(grid, "zero", lambda target, _: (Zero(),) * len(target.positions))
+    """The zero vector, and through a mapping its bias."""
+
+    def zeros(target: Target, _: int) -> tuple[Vector, ...]:
+        return (Zero(),) * len(target.positions)
+
+    return _per_target_layer(grid, "zero", zeros, mapped=grid.transfer.mappings is not None)
 
 
 def random(grid: Grid) -> Iterator[Request]:
@@ -44,7 +51,7 @@ def random(grid: Grid) -> Iterator[Request]:
 
 def random_state(grid: Grid) -> Iterator[Request]:
     """The state, at the cell's own layer, of a place in an unrelated neutral sentence, at the norm of the cell's."""
-    places = neutral_places(grid.model, grid.sweep.bos)
+    places = neutral_places(grid.transfer.source, grid.sweep.bos)
 
     def neutral(point: Point, state: State, draw: int) -> Vector:
         # The key has no layer: one draw is one place, read at every layer.
@@ -62,7 +69,8 @@ def shuffled(grid: Grid) -> Iterator[Request]:
     drawn = {(point.source_index, point.position): donors.drawn(point) for point in grid.points}
 
     def donated(point: Point, state: State, draw: int) -> Vector:
-        return State(*drawn[point.source_index, point.position][draw], state.layer)
+        ids, position, masked = drawn[point.source_index, point.position][draw]
+        return State(ids, position, state.layer, masked)
 
     return _per_cell(grid, "shuffled", donated)
 
@@ -100,19 +108,21 @@ CONTROLS: Mapping[str, Callable[[Grid], Iterator[Request]]] = MappingProxyType(
 
 def _without_source(grid: Grid, control: str) -> Iterator[tuple[Target, Variant]]:
     """Each prompt and sample, once for every set of candidates that there is."""
-    sets = grid.candidate_sets
     for target in grid.targets:
+        sets = grid.candidate_sets(target)
         for sample in grid.samples:
             for candidates in sets:
                 yield target, Variant(control, sample=sample, candidates=candidates)
 
 
 def _per_target_layer(
-    grid: Grid, control: str, vectors: Callable[[Target, int], tuple[Vector, ...]]
+    grid: Grid, control: str, vectors: Callable[[Target, int], tuple[Vector, ...]], *, mapped: bool = False
 ) -> Iterator[Request]:
-    for layer in dict.fromkeys(target_layer for _, target_layer in grid.sweep.layer_pairs()):
+    """A request per ℓ* and prompt; per (ℓ, ℓ*) where what is written is `mapped`."""
+    pairs = grid.sweep.layer_pairs()
+    for layers in dict.fromkeys((source if mapped else None, target) for source, target in pairs):
         for target, variant in _without_source(grid, control):
-            yield grid.request(target, vectors(target, layer), (None, layer), variant)
+            yield grid.request(target, vectors(target, layers[1]), layers, variant)
 
 
 def _per_cell(
@@ -123,7 +133,7 @@ def _per_cell(
     for point in grid.points:
         for layers in grid.sweep.layer_pairs():
             vectors = [vector(point, point.state(layers[0]), draw) for draw in range(n_draws)]
-            for target in grid.targets:
+            for target in grid.targets_of(point):
                 for sample in grid.samples:
                     for draw, made in enumerate(vectors):
                         copies = (made,) * len(target.positions)
@@ -134,10 +144,13 @@ def _as_text(grid: Grid, control: str, text_of: Callable[[Point], str], nothing:
     """A text of each point in the placeholder's stead, tokenised with the prompt; failed where it has `nothing`."""
     for point in grid.points:
         text = text_of(point)
-        for target in grid.targets:
+        for target in grid.targets_of(point):
             for sample in grid.samples:
                 variant = Variant(control, sample=sample)
-                if text:
+                if target.placeholder is None:
+                    reason = f"{control} needs a placeholder, and the prompt {target.prompt.label!r} has none"
+                    yield grid.unresolvable(target, variant, point=point, reason=reason)
+                elif text:
                     tokenized = fill(grid.model, target.prompt, text, bos=grid.sweep.bos)
                     yield grid.unwritten(target, tokenized, variant, point=point)
                 else:

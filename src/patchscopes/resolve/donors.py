@@ -1,7 +1,7 @@
 """Donors: places of a call's other sources, whose states stand beside a source's own (controls `shuffled`, `mean`).
 
-A source's donors are the places (ids, position) that sources of its kind have and its item has not. They are in one
-order, whatever the order of the sources.
+A source's donors are the places (ids, position, what is masked) that sources of its kind have and its item has not.
+They are in one order, whatever the order of the sources.
 """
 
 from collections.abc import Iterator, Sequence
@@ -13,7 +13,7 @@ from patchscopes.spec import Ids, Mean, State
 
 MIN_SOURCES = 2
 
-Place = tuple[Ids, int]
+Place = tuple[Ids, int, tuple[int, ...]]
 Key = tuple[str | None, tuple[str, str]]  # the kind and the item, which have the same donors wherever they stand
 
 
@@ -84,12 +84,12 @@ class Donors:
     def _states_at(self, kind: str | None, layer: int) -> list[State]:
         """The states of all places of a kind at `layer`, one object each however many means it is in."""
         if (kind, layer) not in self._states:
-            self._states[kind, layer] = [State(ids, position, layer) for ids, position in self._places[kind]]
+            self._states[kind, layer] = [State(ids, at, layer, masked) for ids, at, masked in self._places[kind]]
         return self._states[kind, layer]
 
 
 def _place(point: Point) -> Place:
-    return point.tokenized.ids, point.position
+    return point.tokenized.ids, point.position, point.masked
 
 
 def _item(point: Point) -> tuple[str, str]:

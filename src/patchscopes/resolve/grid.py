@@ -1,13 +1,15 @@
 """The resolved grid: points (source, position), targets (inspection prompts), and how a request is made of them."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import KW_ONLY, dataclass, field, replace
 
 from patchscopes.analysis.matching import leaked
-from patchscopes.errors import CandidateError, ContextLengthError
+from patchscopes.errors import CandidateError, ContextLengthError, PositionError
+from patchscopes.mappings import Transfer
 from patchscopes.models import Model
-from patchscopes.prompts import Target, Tokenized, continuation
-from patchscopes.spec import Cell, Ids, Request, Site, State, Status, Sweep, Vector, Write
+from patchscopes.plan import states_of
+from patchscopes.prompts import Target, Tokenized, continuation, resolve_mask
+from patchscopes.spec import Cell, Ids, Own, Request, Site, State, Status, Sweep, Vector, Write
 
 Answers = tuple[str, ...]
 
@@ -17,7 +19,8 @@ class Point:
     """One place to read a state from: a token of a source, with what belongs to it.
 
     `phrase` are the characters of the phrase that marks the token, None where it was named by itself. `expect` and
-    `candidates` are the source's, or the call's. `item` and `kind` are the source's.
+    `candidates` are the source's, or the call's. `item` and `kind` are the source's. No later token attends
+    to `masked`.
     """
 
     source_index: int
@@ -29,6 +32,7 @@ class Point:
     candidates: Answers = ()
     item: str | None = None
     kind: str | None = None
+    masked: tuple[int, ...] = ()
 
     @property
     def token(self) -> str:
@@ -56,14 +60,14 @@ class Point:
 
     def flags(self) -> Iterator[str]:
         """What makes the state of this token special (rule 6)."""
-        if self.position == 0 and not self.tokenized.has_bos:
+        if not self.tokenized.has_bos and set(range(self.position)) <= set(self.masked):
             yield "sink"
         if self.tokenized.special[self.position]:
             yield "special"
 
     def state(self, layer: int) -> State:
         """The hidden state of this token at `layer`."""
-        return State(self.tokenized.ids, self.position, layer)
+        return State(self.tokenized.ids, self.position, layer, self.masked)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,38 +92,88 @@ class _Common:
     flags: tuple[str, ...]
     reached: bool  # whether a write at the last layer reaches what is read
     baseline: Cell | None  # what candidates are compared with
+    compare: State | None  # what a next token is compared with
 
 
 @dataclass(frozen=True, slots=True)
 class Grid:
-    """A sweep on a model, with everything looked up. `identity` and `dtype` are the model's."""
+    """A sweep with everything looked up. `identity` and `dtype` are those of the target model.
 
-    model: Model
+    `own` are the targets of sources that have an inspection prompt of their own, by the source's index; all others have
+    `shared`.
+    """
+
+    transfer: Transfer
     sweep: Sweep
     points: tuple[Point, ...]
-    targets: tuple[Target, ...]
+    shared: tuple[Target, ...]
+    own: Mapping[int, Target]
     identity: str
     dtype: str
+    source_model: str | None
+    compares: bool
     _commons: dict[tuple[object, ...], _Common] = field(default_factory=dict, compare=False, repr=False)
+    _written: dict[int, list[Point]] = field(default_factory=dict, compare=False, repr=False)
     _answers: dict[tuple[Ids, Answers], tuple[Ids, ...]] = field(default_factory=dict, compare=False, repr=False)
 
     @classmethod
-    def of(cls, model: Model, sweep: Sweep, points: tuple[Point, ...], targets: tuple[Target, ...]) -> "Grid":
+    def of(
+        cls,
+        transfer: Transfer,
+        sweep: Sweep,
+        points: tuple[Point, ...],
+        shared: tuple[Target, ...],
+        own: Mapping[int, Target],
+    ) -> "Grid":
         """The grid of these points and targets."""
-        return cls(model, sweep, points, targets, model.identity, model.dtype_name)
+        target = transfer.target
+        source_model = None if transfer.within else transfer.source.identity
+        # A distribution over another vocabulary has nothing to compare with.
+        compares = sweep.readout.kind == "next-token" and (transfer.within or _same_vocabulary(transfer))
+        return cls(transfer, sweep, points, shared, own, target.identity, target.dtype_name, source_model, compares)
+
+    @property
+    def model(self) -> Model:
+        """The target model, which runs the inspection prompts."""
+        return self.transfer.target
+
+    @property
+    def targets(self) -> tuple[Target, ...]:
+        """All inspection prompts: those that sources share, where any does, and their own."""
+        return (*self.shared, *self.own.values())
+
+    def targets_of(self, point: Point) -> tuple[Target, ...]:
+        """The inspection prompts of a source."""
+        own = self.own.get(point.source_index)
+        return self.shared if own is None else (own,)
+
+    def points_of(self, target: Target) -> list[Point]:
+        """The points that are written into `target`."""
+        if not self._written:
+            for point in self.points:
+                for one in self.targets_of(point):
+                    self._written.setdefault(id(one), []).append(point)
+        return self._written.get(id(target), [])
 
     @property
     def samples(self) -> range:
         """The samples of each cell."""
         return range(self.sweep.n_samples)
 
-    @property
-    def candidate_sets(self) -> tuple[Answers, ...]:
-        """What the points score, each set once, in whatever order a point has it; () alone where nothing is scored."""
+    def candidate_sets(self, target: Target) -> tuple[Answers, ...]:
+        """What points score in `target`, each set once, in whatever order a point has it; () alone for nothing."""
         found: dict[frozenset[str], Answers] = {}
-        for point in self.points:
+        for point in self.points_of(target):
             found.setdefault(frozenset(point.candidates), point.candidates)
         return tuple(found.values())
+
+    def mapping(self, layers: tuple[int | None, int | None], vectors: tuple[Vector, ...]) -> str | None:
+        """The digest of the mapping that `vectors` go through between `layers`, (ℓ, ℓ*); None for none."""
+        source_layer, target_layer = layers
+        mappings = self.transfer.mappings
+        if mappings is None or source_layer is None or target_layer is None or isinstance(vectors[0], Own):
+            return None
+        return mappings[source_layer, target_layer].digest
 
     def request(
         self,
@@ -134,6 +188,7 @@ class Grid:
         source_layer, target_layer = layers
         write = Write(Site(target_layer), target.positions, vectors)
         common = self._common(target, point, variant)
+        mapping = self.mapping(layers, vectors)
         status: Status = "ok"
         reason = None
         if target_layer == self.model.n_layers and not common.reached:
@@ -144,7 +199,7 @@ class Grid:
             )
         return Request(
             target.prompt.label,
-            self.cell(target, target.tokenized, write, common.candidates, sample=variant.sample),
+            self.written(target, write, common, mapping, sample=variant.sample),
             point.tokenized.text if point is not None else None,
             point.source_index if point is not None else None,
             point.position if point is not None else None,
@@ -161,16 +216,26 @@ class Grid:
             reason,
             common.candidates,
             baseline=common.baseline,
+            mapping=None if mapping is None else self.label(layers),
         )
+
+    def label(self, layers: tuple[int | None, int | None]) -> str | None:
+        """What a row calls the mapping between `layers`."""
+        source_layer, target_layer = layers
+        mappings = self.transfer.mappings
+        if mappings is None or source_layer is None or target_layer is None:
+            return None
+        return mappings.label((source_layer, target_layer))
 
     def unwritten(self, target: Target, tokenized: Tokenized, variant: Variant, *, point: Point | None) -> Request:
         """A request that runs `tokenized` and writes nothing."""
         what = f"{variant.control} for prompt {target.prompt.label!r}"
         try:
-            candidates = self._common(target, point, variant).candidates
-            cell = self.cell(target, tokenized, None, candidates, sample=variant.sample)
+            common = self._common(target, point, variant)
+            cell = self.cell(target, tokenized, common.candidates, sample=variant.sample)
             check_context(self.model, tokenized.ids, cell.more_tokens, what)
-        except (ContextLengthError, CandidateError) as error:
+            cell = replace(cell, compare=common.compare)
+        except (ContextLengthError, CandidateError, PositionError) as error:
             return self.unresolvable(target, variant, point=point, reason=str(error))
         return self._request(target, cell, variant, point)
 
@@ -178,12 +243,42 @@ class Grid:
         """A request that cannot be run, with the reason."""
         return replace(self._request(target, None, variant, point), status="failed", reason=reason)
 
-    def cell(
-        self, target: Target, tokenized: Tokenized, write: Write | None, candidates: Answers, *, sample: int = 0
-    ) -> Cell:
-        """The computation on `tokenized` with `write`, as this sweep reads and decodes it."""
+    def cell(self, target: Target, tokenized: Tokenized, candidates: Answers, *, sample: int = 0) -> Cell:
+        """The computation on `tokenized` without a write, as this sweep reads and decodes it."""
         sweep, answers = self.sweep, self.answers(target, tokenized, candidates)
-        return Cell(self.identity, self.dtype, tokenized.ids, write, sweep.readout, sweep.decoding, sample, answers)
+        masked = target.masked
+        if masked and tokenized is not target.tokenized:  # another text stands in the placeholder's stead
+            masked = resolve_mask(self.model, tokenized, str(target.prompt.mask))
+        return Cell(
+            self.identity,
+            self.dtype,
+            tokenized.ids,
+            None,
+            sweep.readout,
+            sweep.decoding,
+            sample,
+            answers,
+            masked=masked,
+        )
+
+    def written(self, target: Target, write: Write, common: _Common, mapping: str | None, *, sample: int) -> Cell:
+        """The computation on `target` with `write`."""
+        sweep, tokenized = self.sweep, target.tokenized
+        of_source = self.source_model if any(map(states_of, write.vectors)) else None
+        return Cell(
+            self.identity,
+            self.dtype,
+            tokenized.ids,
+            write,
+            sweep.readout,
+            sweep.decoding,
+            sample,
+            self.answers(target, tokenized, common.candidates),
+            of_source,
+            mapping,
+            target.masked,
+            common.compare,
+        )
 
     def answers(self, target: Target, tokenized: Tokenized, candidates: Answers) -> tuple[Ids, ...]:
         """The ids of each candidate as it continues `tokenized`. Raises CandidateError where one does not."""
@@ -230,7 +325,7 @@ class Grid:
         return self._commons[key]
 
     def _find_common(self, target: Target, point: Point | None, candidates: Answers) -> _Common:
-        expect = point.expect if point is not None else self._shared_expectation()
+        expect = point.expect if point is not None else self._shared_expectation(target)
         flags = tuple(point.flags()) if point is not None else ()
         shown = point.text if point is not None else ""
         if expect and leaked(expect, prompt=target.tokenized.text, source=shown):
@@ -238,12 +333,13 @@ class Grid:
         if 0 in target.positions and not target.tokenized.has_bos:
             flags = (*flags, "target-sink")
         reached = len(target.tokenized.ids) - 1 in target.positions
-        baseline = self.cell(target, target.tokenized, None, candidates) if candidates else None
-        return _Common(candidates, expect, flags, reached, baseline)
+        baseline = self.cell(target, target.tokenized, candidates) if candidates else None
+        compare = point.state(self.transfer.source.n_layers) if point is not None and self.compares else None
+        return _Common(candidates, expect, flags, reached, baseline, compare)
 
-    def _shared_expectation(self) -> tuple[str, ...]:
+    def _shared_expectation(self, target: Target) -> tuple[str, ...]:
         """The expected answers where all sources have the same: a control without a source has none of its own."""
-        expectations = {point.expect for point in self.points}
+        expectations = {point.expect for point in self.points_of(target)}
         return expectations.pop() if len(expectations) == 1 else ()
 
 
@@ -254,6 +350,11 @@ def with_candidates(request: Request) -> Iterator[Request]:
         return
     for index, candidate in enumerate(request.candidates):
         yield replace(request, candidate=candidate, candidate_index=index)
+
+
+def _same_vocabulary(transfer: Transfer) -> bool:
+    source, target = transfer.source, transfer.target
+    return source.d_vocab == target.d_vocab and source.tokenizer.get_vocab() == target.tokenizer.get_vocab()
 
 
 def check_context(model: Model, ids: Ids, new_tokens: int, what: str) -> None:

@@ -13,7 +13,7 @@ Check = tuple[bool, str]
 
 
 def check_options(model: Model, sweep: Sweep) -> None:
-    """Raise an OptionError for a value that an option cannot take."""
+    """Raise an OptionError for a value that an option cannot take; `model` is the target."""
     if not sweep.sources:
         raise SourceError("no source was given; give at least one text.")
     if not sweep.prompts:

@@ -6,15 +6,19 @@ from dataclasses import dataclass
 from patchscopes.errors import (
     ContextLengthError,
     PatchscopesError,
+    PlaceholderError,
     PositionError,
+    PromptError,
     SourceError,
 )
+from patchscopes.mappings import Transfer
 from patchscopes.models import Model
-from patchscopes.prompts import Target, resolve_marked, resolve_target, tokenize, tokenize_pieces
+from patchscopes.prompts import Target, resolve_marked, resolve_mask, resolve_target, tokenize, tokenize_pieces
 from patchscopes.resolve.controls import CONTROLS
 from patchscopes.resolve.grid import Grid, Point, Variant, check_context, with_candidates
 from patchscopes.resolve.options import check_options
-from patchscopes.spec import Request, Source, Sweep
+from patchscopes.resolve.transfer import check_masks, check_transfer, check_window
+from patchscopes.spec import InspectionPrompt, Request, Source, Sweep
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,20 +29,24 @@ class Resolved:
     warnings: tuple[str, ...]
 
 
-def resolve(model: Model, sweep: Sweep) -> Resolved:
-    """Resolve `sweep` on `model`.
+def resolve(model: Model | Transfer, sweep: Sweep) -> Resolved:
+    """Resolve `sweep` on `model`, or from one model to another.
 
     Raises a SpecError for whatever is wrong with the request itself, or where every source is; one bad source among
     good ones becomes a failed request with its reason.
     """
-    check_options(model, sweep)
-    targets = tuple(_target(model, sweep, index) for index in range(len(sweep.prompts)))
-    by_source = [_points(model, sweep, index) for index in range(len(sweep.sources))]
+    transfer = Transfer.of(model)
+    check_options(transfer.target, sweep)
+    check_transfer(transfer, sweep)
+    of_all = sweep.prompts if any(source.prompt is None for source in sweep.sources) else ()
+    shared = tuple(_target(transfer.target, sweep, prompt) for prompt in of_all)
+    own: dict[int, Target] = {}
+    by_source = [_points(transfer, sweep, index, own) for index in range(len(sweep.sources))]
     failures = {index: found for index, found in enumerate(by_source) if isinstance(found, PatchscopesError)}
     if len(failures) == len(by_source):
         raise _all_failed(list(failures.values()))
     points = tuple(point for found in by_source if isinstance(found, tuple) for point in found)
-    grid = Grid.of(model, sweep, points, targets)
+    grid = Grid.of(transfer, sweep, points, shared, own)
     _check_candidates(grid)
     requests: list[Request] = []
     for index, found in enumerate(by_source):
@@ -64,9 +72,8 @@ def _failed(sweep: Sweep, index: int, reason: str) -> Request:
 
 def _check_candidates(grid: Grid) -> None:
     """Raise where a candidate does not continue an inspection prompt, or is too long behind it."""
-    sets = dict.fromkeys(point.candidates for point in grid.points if point.candidates)
     for target in grid.targets:
-        for candidates in sets:
+        for candidates in filter(None, grid.candidate_sets(target)):
             longest = max(map(len, grid.answers(target, target.tokenized, candidates)))
             check_context(grid.model, target.tokenized.ids, longest, f"inspection prompt {target.prompt.label!r}")
 
@@ -75,26 +82,34 @@ def _cells(grid: Grid, point: Point) -> Iterator[Request]:
     states = {layer: point.state(layer) for layer in grid.sweep.source_layers}
     variants = [Variant(sample=sample) for sample in grid.samples]
     for layers in grid.sweep.layer_pairs():
-        for target in grid.targets:
+        for target in grid.targets_of(point):
             vectors = (states[layers[0]],) * len(target.positions)
             for variant in variants:
                 yield grid.request(target, vectors, layers, variant, point=point)
 
 
-def _target(model: Model, sweep: Sweep, index: int) -> Target:
-    target = resolve_target(model, sweep.prompts[index], bos=sweep.bos)
+def _target(model: Model, sweep: Sweep, prompt: InspectionPrompt) -> Target:
+    target = resolve_target(model, prompt, bos=sweep.bos)
     new_tokens = sweep.decoding.max_new_tokens if sweep.readout.kind == "text" else 1
     check_context(model, target.tokenized.ids, new_tokens, f"inspection prompt {target.prompt.label!r}")
+    if target.masked:
+        check_masks(model)
+        check_window(model, len(target.tokenized.ids) + new_tokens, f"inspection prompt {target.prompt.label!r}")
     return target
 
 
-def _points(model: Model, sweep: Sweep, index: int) -> tuple[Point, ...] | PatchscopesError:
-    """The points of one source, or why it has none."""
+def _points(
+    transfer: Transfer, sweep: Sweep, index: int, own: dict[int, Target]
+) -> tuple[Point, ...] | PatchscopesError:
+    """The points of one source, or why it has none; its own inspection prompt, where it has one, goes into `own`."""
     source = sweep.sources[index]
     try:
-        return tuple(_resolve_source(model, sweep, source, index))
-    except (SourceError, PositionError, ContextLengthError) as error:
+        points = tuple(_resolve_source(transfer.source, sweep, source, index))
+        if source.prompt is not None:
+            own[index] = _target(transfer.target, sweep, source.prompt)
+    except (SourceError, PositionError, ContextLengthError, PlaceholderError, PromptError) as error:
         return error
+    return points
 
 
 def _resolve_source(model: Model, sweep: Sweep, source: Source, index: int) -> Iterator[Point]:
@@ -110,7 +125,14 @@ def _resolve_source(model: Model, sweep: Sweep, source: Source, index: int) -> I
     check_context(model, tokenized.ids, 0, f"source {index}")
     at = sweep.at if source.at is None else source.at
     marked = resolve_marked(model, tokenized, at)
+    mask = sweep.mask if source.mask is None else source.mask
+    masked = () if mask is None else resolve_mask(model, tokenized, mask)
     for position in marked.positions:
+        if position in masked:
+            raise PositionError(
+                f"source {index} is read at position {position}, which {mask!r} masks; read another, or mask another "
+                f"phrase.\n{tokenized.table(masked)}"
+            )
         yield Point(
             index,
             tokenized,
@@ -120,6 +142,7 @@ def _resolve_source(model: Model, sweep: Sweep, source: Source, index: int) -> I
             candidates=source.candidates or sweep.candidates,
             item=source.item,
             kind=source.kind,
+            masked=tuple(hidden for hidden in masked if hidden < position),
         )
 
 
@@ -168,8 +191,9 @@ def _warnings(grid: Grid, requests: list[Request]) -> Iterator[str]:
             "an expected answer already stands in the inspection prompt or in the source up to the token: a match "
             "there shows nothing (flag: leaked)."
         )
-    texts = [point.tokenized for point in grid.points] + [
-        target.tokenized for target in grid.targets if not target.prompt.chat
+    texts = [(grid.transfer.source, point.tokenized) for point in grid.points] + [
+        (grid.model, target.tokenized) for target in grid.targets if not target.prompt.chat
     ]
-    if grid.model.architecture.needs_bos and not all(text.has_bos for text in texts):
-        yield f"{grid.model.id} needs a BOS and does not get one: without it, it is another model. Use bos='always'."
+    without = {model.id: None for model, text in texts if model.architecture.needs_bos and not text.has_bos}
+    for name in without:
+        yield f"{name} needs a BOS and does not get one: without it, it is another model. Use bos='always'."

@@ -234,6 +234,8 @@ def _keys(rows: Sequence[Row], candidates: Candidates) -> dict[str, list[Entry]]
     if any(row.expected is not None for row in judged):
         keys["✓"] = [Entry(mark(row), "hit" if row.expected else "miss") for row in judged]
     keys.update(candidates.keys([row for row in rows if row.candidate is not None]))
+    if any(row.agrees is not None for row in rows):
+        keys["="] = [Entry("" if row.agrees is None else "=" if row.agrees else "≠") for row in rows]
     if any(row.entropy is not None for row in rows):
         keys["H"] = [Entry("" if row.entropy is None else f"{row.entropy:.2f}") for row in rows]
     return keys
@@ -251,6 +253,8 @@ def _heading(first: Row, results: Record) -> str:
         f"token {first.token!r} at position {first.position}",
         f"prompt {quoted(first.prompt or '', 60)}",
     ]
+    if first.source_next is not None:
+        parts.append(f"its own next token {first.source_next!r}")
     answers = answers_of(first, results.spec)
     if answers:
         parts.append(f"expected {' or '.join(quoted(answer, 30) for answer in answers)}")

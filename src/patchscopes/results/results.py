@@ -18,11 +18,15 @@ if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderableType
 
 _INTEGERS = ("source_index", "position", "source_layer", "target_layer", "draw", "sample", "rank", "seed")
-_NUMBERS = ("entropy", "logprob", "logprob_per_token", "logprob_minus_unpatched", "answer_surprisal")
-_STRINGS = (
-    "cell", "source", "token", "prompt", "control", "text", "finish_reason", "candidate", "status", "reason", "model",
-    "schema",
+_NUMBERS = (
+    "entropy", "logprob", "logprob_per_token", "logprob_minus_unpatched", "answer_surprisal", "surprisal_under_source",
+    "surprisal_under_patched",
 )  # fmt: skip
+_STRINGS = (
+    "cell", "source", "token", "prompt", "control", "text", "finish_reason", "candidate", "source_next", "status",
+    "reason", "model", "target_model", "mapping", "schema",
+)  # fmt: skip
+_BOOLEANS = ("agrees", "expected")
 
 
 class Results(Sequence[Row]):
@@ -139,7 +143,7 @@ class Results(Sequence[Row]):
         import pandas
 
         frame = pandas.DataFrame([row_to_json(row) for row in self], columns=list(COLUMNS), dtype=object)
-        kinds = {"Int64": _INTEGERS, "string": _STRINGS, "boolean": ("expected",), "Float64": _NUMBERS}
+        kinds = {"Int64": _INTEGERS, "string": _STRINGS, "boolean": _BOOLEANS, "Float64": _NUMBERS}
         frame = frame.astype({column: kind for kind, columns in kinds.items() for column in columns})
         frame.attrs["patchscopes"] = self._head()
         return frame
@@ -160,7 +164,7 @@ class Results(Sequence[Row]):
             "flags": pa.list_(pa.string()),
             "top": pa.list_(top),
             **dict.fromkeys(_NUMBERS, pa.float64()),
-            "expected": pa.bool_(),
+            **dict.fromkeys(_BOOLEANS, pa.bool_()),
         }
         head = {f"patchscopes.{key}": json.dumps(value, ensure_ascii=False) for key, value in self._head().items()}
         schema = pa.schema([(name, kinds[name]) for name in COLUMNS], metadata=head)

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from patchscopes.results.blocks import CONTROLS, FLAGS
 from patchscopes.results.candidates import Candidates
-from patchscopes.results.entry import first_line, quoted, ranges
+from patchscopes.results.entry import first_line, nats, quoted, ranges
 from patchscopes.results.rows import Record
 from patchscopes.spec import SCHEMA, Row
 
@@ -16,6 +16,7 @@ def summary(results: Record) -> list[str]:
     """Every line under the tables, in order."""
     return [
         *hits(results),
+        *_agreement(results),
         *_failed_sources(results),
         *_not_shown(results),
         *_warnings(results),
@@ -74,6 +75,19 @@ def _by_layer(rows: Sequence[Row]) -> str:
     return ", at ℓ = " + ", ".join(f"{ranges(layers)} ({n}{each})" for layers, n in runs)
 
 
+def _agreement(results: Record) -> Iterator[str]:
+    """How often the likeliest next token is that of the source's own run (precision@1), and for each control."""
+    judged = [row for row in results if row.agrees is not None]
+    for name in dict.fromkeys(row.control for row in judged):
+        of = [row for row in judged if row.control == name]
+        n_agree = sum(bool(row.agrees) for row in of)
+        surprisal = sum(row.surprisal_under_source or 0.0 for row in of) / len(of)
+        yield (
+            f"next token is the source run's own in {n_agree:,} of {len(of):,} {name or 'cells'}; mean surprisal under "
+            f"the source {nats(surprisal)} nats"
+        )
+
+
 def _failed_sources(results: Record) -> Iterator[str]:
     failed = list({row.source_index: row for row in results if row.control is None and row.position is None}.values())
     for row in failed[:MAX_FAILED_SOURCES]:
@@ -121,6 +135,8 @@ def legend(results: Record) -> str:
         parts.append("ln p: log-probability of a candidate, over all its tokens, in nats")
         parts.append("Δ: ln p minus that of the same candidate where nothing is written")
         parts.append("… after candidates: there are more; .to_pandas() has all")
+    if any(row.agrees is not None for row in results):
+        parts.append("= ≠: the likeliest next token is that of the source's own run, or not")
     if any(row.entropy is not None for row in results):
         parts.append("H: entropy of the next token, in nats")
     if any(row.top is None and "\n" in (row.text or "") for row in results):
@@ -148,7 +164,7 @@ def caption(results: Record) -> str:
     model, spec = results.model, results.spec
     weights = str(model.get("weights") or "")
     parts = [
-        f"model {model.get('id')}",
+        f"model {model.get('id')}{_onwards(spec)}",
         weights if len(weights) <= 20 else f"{weights[:19]}…",
         str(model.get("dtype") or ""),
         str(model.get("device") or ""),
@@ -157,6 +173,13 @@ def caption(results: Record) -> str:
         SCHEMA,
     ]
     return " · ".join(part for part in parts if part)
+
+
+def _onwards(spec: Mapping[str, object]) -> str:
+    """The model that is written into and the mapping, where they are not the source's own and none."""
+    target, mapping = spec.get("target"), spec.get("f")
+    into = f" → {target.get('id')}" if isinstance(target, Mapping) else ""
+    return f"{into} through {mapping.get('kind')}" if isinstance(mapping, Mapping) else into
 
 
 def _decoding(spec: Mapping[str, object]) -> str:

@@ -74,7 +74,7 @@ def _parts(block: Block, width: int) -> list[list[int]]:
     keys = [i for i, column in enumerate(block.columns) if column.role == "key"]
     text = [i for i, column in enumerate(block.columns) if column.role == "text"]
     others = [i for i, column in enumerate(block.columns) if column.role in ("more", "control")]
-    layers = [i for i in keys if block.columns[i].name not in ("✓", "H", "rank", "Δ")]
+    layers = [i for i in keys if block.columns[i].name not in ("✓", "=", "H", "rank", "Δ")]
     tables: list[list[int]] = [[]]
     # The first control shares the line with a text, however narrow; beside a list it might leave no part whole.
     shares = not any(_is_list(block, i) for i in text)

@@ -5,7 +5,6 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 from patchscopes.errors import StoreError
@@ -15,9 +14,6 @@ from patchscopes.store.folder import Folder, write_atomically
 from patchscopes.store.shards import Shard
 
 FORMAT = "patchscopes.run/1"
-# Fields of a source that are younger than the format: at these values, as JSON has them, they are as good as absent, so
-# that a run from before them is still the same run.
-LATER_FIELDS: Mapping[str, Any] = MappingProxyType({"item": None, "kind": None, "candidates": [], "split": []})
 # Compared by "is": no JSON value is this object.
 ABSENT: Any = object()
 MAX_SHOWN = 60
@@ -42,10 +38,7 @@ class Head:
         """What two runs must have in common to be one, as JSON gives it back."""
         weights, _, config = self.identity.partition("|")
         model = {"weights": weights, "config": config.removeprefix("config:"), "dtype": self.model.get("dtype")}
-        sweep = plain(self.sweep)
-        if isinstance(sweep.get("sources"), list):
-            sweep["sources"] = [_without_later(source) for source in sweep["sources"]]
-        found: dict[str, Any] = json.loads(json.dumps({"model": model, **sweep, "rows": self.n_requests}))
+        found: dict[str, Any] = json.loads(json.dumps({"model": model, **plain(self.sweep), "rows": self.n_requests}))
         return found
 
     def digest(self) -> str:
@@ -120,11 +113,6 @@ def read_manifest(path: Path) -> Manifest | None:
         )
     except (KeyError, TypeError) as error:
         raise ManifestDamagedError(f"{path} is no manifest of a run ({error!r})") from error
-
-
-def _without_later(source: Mapping[str, Any]) -> dict[str, Any]:
-    """A source without the later fields that say nothing."""
-    return {key: value for key, value in source.items() if LATER_FIELDS.get(key, ABSENT) != value}
 
 
 class ManifestDamagedError(StoreError):

@@ -10,6 +10,7 @@ from typing import TypedDict
 
 from patchscopes.engine import Engine, default_memory_bytes
 from patchscopes.errors import OptionError, OutputError
+from patchscopes.mappings import Transfer
 from patchscopes.models import Model
 from patchscopes.plan import Budget, Runner, duration
 from patchscopes.resolve import resolve
@@ -43,7 +44,7 @@ class StudyOptions(TypedDict, total=False):
     data: str | PathLike[str] | None
     quick: bool
     out: str | PathLike[str] | None
-    runner: Callable[[Model], Runner]
+    runner: Callable[[Model | Transfer], Runner]
     seed: int
     memory_bytes: int | None
     watch: Watch
@@ -74,7 +75,7 @@ class Setup:
     data: Path | None = None
     quick: bool = False
     out: Path | None = None
-    runner: Callable[[Model], Runner] = Engine
+    runner: Callable[[Model | Transfer], Runner] = Engine
     seed: int = 0
     memory_bytes: int | None = None
     watch: Watch = unwatched
@@ -125,7 +126,9 @@ class Setup:
         folder = None if self.out is None else self.out / "runs" / stage.name
         with collector_paused():
             resolved = resolve(self.model, stage.sweep)
-        return Inspection(self.model, stage.sweep, resolved, self.runner, self.runner_name, self.budget(), folder)
+        return Inspection(
+            Transfer.of(self.model), stage.sweep, resolved, self.runner, self.runner_name, self.budget(), folder
+        )
 
     def run(self, stage: Stage) -> Results:
         """Run what remains of the stage, and return all of its rows."""

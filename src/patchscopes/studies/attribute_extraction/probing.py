@@ -11,8 +11,8 @@ from threadpoolctl import threadpool_limits
 
 from patchscopes.analysis.matching import fold
 from patchscopes.analysis.probe import Labels, Probe, learning_curve, probe
-from patchscopes.compute import compute_of
 from patchscopes.engine.states import States
+from patchscopes.mappings import Transfer
 from patchscopes.plan import SourcePass
 from patchscopes.prompts import resolve_positions, tokenize
 from patchscopes.spec import Source, State
@@ -79,7 +79,7 @@ def states_of(grid: Grid) -> NDArray[np.float64]:
         by_ids.setdefault(state.ids, set()).add(state)
     passes = [SourcePass(ids, tuple(found)) for ids, found in by_ids.items()]
     batches = [passes[k : k + 64] for k in range(0, len(passes), 64)]
-    vectors = States(model, compute_of(model), batches).vectors(wanted)
+    vectors = States(Transfer.of(model), batches).states(wanted)
     shape = len(grid.items), len(numbers), len(design.probed), model.d_model
     array: NDArray[np.float64] = vectors.cpu().double().numpy().reshape(shape)
     return array

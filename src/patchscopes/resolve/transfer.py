@@ -1,0 +1,50 @@
+"""What it takes to go from one layer or model to another, and to mask: what cannot work is refused, with figures."""
+
+from patchscopes.errors import ContextLengthError, LayerError, MappingError, OptionError
+from patchscopes.mappings import Transfer
+from patchscopes.models import Model
+from patchscopes.spec import Sweep
+
+
+def check_transfer(transfer: Transfer, sweep: Sweep) -> None:
+    """Raise where states cannot go from M to M*: widths that differ, a mapping of others, layers that are not there."""
+    source, target, mappings = transfer.source, transfer.target, transfer.mappings
+    if source.dtype != target.dtype:
+        raise OptionError(
+            f"{source.id} is {source.dtype_name} and {target.id} is {target.dtype_name}; load both with one dtype."
+        )
+    if sweep.target_layers is None and (deepest := max(sweep.source_layers)) > target.n_layers:
+        raise LayerError(
+            f"target_layers 'same' asks for layer {deepest} of {target.id}, which has 0 to {target.n_layers}; name "
+            "target_layers."
+        )
+    if mappings is not None:
+        mappings.check(source, target)
+        for pair in sweep.layer_pairs():
+            _ = mappings[pair]
+    elif source.d_model != target.d_model:
+        raise MappingError(
+            f"states of {source.id} have {source.d_model} dimensions and {target.id} needs {target.d_model}: give a "
+            "mapping from one to the other (patchscopes.mappings.fit)."
+        )
+    masked = sweep.mask is not None or any(one.mask is not None for one in sweep.sources)
+    if masked:
+        check_masks(source)
+
+
+def check_masks(model: Model) -> None:
+    """Raise OptionError where a mask would move what stands behind it: rule of `docs/semantics.md`, masks."""
+    if model.counts_mask:
+        raise OptionError(
+            f"{model.id} ({model.architecture.family}) counts a token's place from its attention mask (ALiBi), so that "
+            "masked positions would move all later ones; masks need a model with position ids."
+        )
+
+
+def check_window(model: Model, n_tokens: int, what: str) -> None:
+    """Raise ContextLengthError where a masked text is longer than what a sliding layer sees."""
+    if model.window is not None and n_tokens > model.window:
+        raise ContextLengthError(
+            f"{what} is masked and comes to {n_tokens:,} tokens, and sliding layers of {model.id} see "
+            f"{model.window:,}: masks are supported within one window; shorten it."
+        )
