@@ -11,7 +11,9 @@ from typing import Generic, Literal, TypeVar
 
 from patchscopes.analysis.matching import fold
 
-Kind = Literal["sample", "template", "context", "alias", "entity", "keyword", "part", "bare", "country"]
+Kind = Literal[
+    "sample", "template", "context", "alias", "entity", "keyword", "part", "bare", "country", "query", "composition"
+]
 T = TypeVar("T")
 
 
