@@ -1,11 +1,24 @@
 """Data sets: files, the project's own and others', as typed items, with what was left out and the hash of the files.
 
-`load_relations` reads facts, `load_entities` names. The forms that they read, and what is left out, is in docs/data.md.
+`load_relations` reads facts, `load_entities` names, `load_prose` paragraphs of text. The forms that they read, and what
+is left out, is in docs/data.md.
 Nothing here imports torch.
 """
 
 from patchscopes.data.entities import load_entities
 from patchscopes.data.items import DataSet, Entity, Exclusion, Fact, Relation
+from patchscopes.data.prose import Passage, load_prose, split_sections
 from patchscopes.data.relations import load_relations
 
-__all__ = ["DataSet", "Entity", "Exclusion", "Fact", "Relation", "load_entities", "load_relations"]
+__all__ = [
+    "DataSet",
+    "Entity",
+    "Exclusion",
+    "Fact",
+    "Passage",
+    "Relation",
+    "load_entities",
+    "load_prose",
+    "load_relations",
+    "split_sections",
+]
