@@ -174,12 +174,15 @@ class Model:
     @torch.no_grad()
     def unembed(self, states: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_vocab"]:
         """Read residual states through the model's own final norm, head, scale and softcap (rule 13), in float32."""
-        architecture = self.architecture
-        for path in (architecture.final_norm, architecture.project_out):
+        head = self.hf.get_output_embeddings()
+        return self.scaled_logits(head(self.head_input(states))).float()
+
+    def head_input(self, states: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_head_in"]:
+        """Residual states as they enter the head: through the final norm, and a projection where there is one."""
+        for path in (self.architecture.final_norm, self.architecture.project_out):
             module = self._submodule(path)
             states = states if module is None else module(states)
-        head = self.hf.get_output_embeddings()
-        return self.scaled_logits(head(states)).float()
+        return states
 
     @torch.no_grad()
     def embedded(self, ids: Int[Tensor, " token"]) -> Float[Tensor, "token d_model"]:
