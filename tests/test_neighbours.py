@@ -8,10 +8,11 @@ import torch
 import families
 from conftest import tiny_model
 from odd_tokenizers import model_with
-from patchscopes import neighbours
+from patchscopes import neighbours, passes
 from patchscopes.hooks import Places, capture
 from patchscopes.models import Model
-from patchscopes.neighbours import captured, nearest_tokens
+from patchscopes.neighbours import nearest_tokens
+from patchscopes.passes import captured
 from patchscopes.spec import State
 
 TEXTS = ((17, 33, 60, 21), (52,), (80, 41, 27), (17, 33))
@@ -46,7 +47,7 @@ def test_a_row_is_what_enters_the_first_block_but_for_positions(family: str) -> 
 def test_as_a_double_loop_has_it(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(neighbours, "CHUNK_TOKENS", 64)
     monkeypatch.setattr(neighbours, "CHUNK_STATES", 5)
-    monkeypatch.setattr(neighbours, "TEXTS_AT_ONCE", 3)
+    monkeypatch.setattr(passes, "TOKENS_AT_ONCE", 9)
     model = tiny_model(family)
     states = states_of(model)
     for state, found in zip(states, nearest_tokens(model, states, k=4), strict=True):

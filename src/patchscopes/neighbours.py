@@ -11,7 +11,7 @@ word is there, far ones are none that it is not.
 Axes: state, token (of the vocabulary, a chunk at a time), d_model, k.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -19,15 +19,12 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from patchscopes.forward import without_head
-from patchscopes.hooks import Places, capture
-from patchscopes.layout import Layout
-from patchscopes.models import Inputs, Model
-from patchscopes.spec import Ids, State
+from patchscopes.models import Model
+from patchscopes.passes import captured
+from patchscopes.spec import State
 
 CHUNK_TOKENS = 8192  # of the vocabulary at a time: with so many states, 32 MiB of cosines
 CHUNK_STATES = 1024
-TEXTS_AT_ONCE = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,42 +50,6 @@ def nearest_tokens(model: Model, states: Sequence[State], *, k: int = 10) -> lis
             part = slice(first, first + CHUNK_STATES)
             found.add(part, unit[part] @ rows.T, ids)
     return found.neighbours(model)
-
-
-def captured(model: Model, states: Sequence[State]) -> Float[Tensor, "state d_model"]:
-    """The states themselves, in float32, in the order given."""
-    texts: dict[Ids, list[int]] = {}
-    for index, state in enumerate(states):
-        texts.setdefault(state.ids, []).append(index)
-    rows = torch.empty(len(states), model.d_model, device=model.device)
-    alike = sorted(texts, key=len)
-    for start in range(0, len(alike), TEXTS_AT_ONCE):
-        for index_of, vectors in _pass(
-            model, states, {ids: texts[ids] for ids in alike[start : start + TEXTS_AT_ONCE]}
-        ):
-            rows[index_of] = vectors
-    return rows
-
-
-def _pass(
-    model: Model, states: Sequence[State], texts: dict[Ids, list[int]]
-) -> Iterator[tuple[Tensor, Float[Tensor, "state d_model"]]]:
-    """One pass over a few texts: indices of states and the states, a layer at a time."""
-    layout = Layout(list(texts))
-    by_layer: dict[int, list[tuple[int, int, int]]] = {}
-    for row, indices in enumerate(texts.values()):
-        for index in indices:
-            state = states[index]
-            by_layer.setdefault(state.layer, []).append((index, row, layout.column(row, state.position)))
-    wanted = {
-        layer: Places(tuple(row for _, row, _ in places), tuple(column for *_, column in places))
-        for layer, places in by_layer.items()
-    }
-    device = model.device
-    with without_head(model), capture(model, wanted) as found:
-        model.forward(Inputs(layout.ids(device), layout.mask(device), layout.position_ids(device)), "last")
-    for layer, places in by_layer.items():
-        yield torch.tensor([index for index, *_ in places], device=device), found[layer].float().to(device)
 
 
 class _Nearest:

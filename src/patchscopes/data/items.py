@@ -12,8 +12,9 @@ from typing import Generic, Literal, TypeVar
 from patchscopes.analysis.matching import fold
 
 Kind = Literal[
-    "sample", "template", "context", "alias", "entity", "keyword", "part", "bare", "country", "query", "composition"
-]
+    "sample", "template", "context", "alias", "entity", "keyword", "part", "bare", "country", "query", "composition",
+    "passage",
+]  # fmt: skip
 T = TypeVar("T")
 
 
@@ -85,7 +86,10 @@ class Entity:
 
 @dataclass(frozen=True, slots=True)
 class Exclusion:
-    """What was read and left out. `kind` tells whole samples and entities from a mere template, keyword or part."""
+    """What was read and left out.
+
+    `kind` tells whole samples, entities and passages from a mere template, keyword or part.
+    """
 
     item: str
     reason: str
@@ -96,9 +100,9 @@ class Exclusion:
 class DataSet(Generic[T]):
     """Items, and what was left out on the way to them.
 
-    `n_read` counts samples or entities in the files: each is in `items`, or in `excluded` with the kind "sample" or
-    "entity". `sha256` is over the bytes of the files read, in the order of their names. `notes` say what was mended or
-    not read.
+    `n_read` counts samples, entities or passages in the files: each is in `items`, or in `excluded` with the kind
+    "sample", "entity" or "passage". `sha256` is over the bytes of the files read, in the order of their names. `notes`
+    say what was mended or not read.
     """
 
     name: str

@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 from torch.nn.functional import normalize
 
 from patchscopes.data import Exclusion
-from patchscopes.neighbours import Neighbour, captured, nearest_tokens
+from patchscopes.neighbours import Neighbour, nearest_tokens
+from patchscopes.passes import captured
 from patchscopes.rng import philox
 from patchscopes.spec import Ids, State
 from patchscopes.studies.entities import DRAWS
