@@ -59,11 +59,12 @@ _FINAL_NORM = {
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Where a state is read: after `layer` blocks, at `position` of `ids`."""
+    """Where a state is read: after `layer` blocks, at `position` of `ids`. No other token sees those at `masked`."""
 
     ids: Sequence[int]
     position: int
     layer: int
+    masked: Sequence[int] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,11 +76,15 @@ class Mean:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Where it is written: after `layer` blocks, at each of `positions` of the inspection prompt `ids`."""
+    """Where it is written: after `layer` blocks, at each of `positions` of the inspection prompt `ids`.
+
+    No other token sees those at `masked`.
+    """
 
     ids: Sequence[int]
     positions: Sequence[int]
     layer: int
+    masked: Sequence[int] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +143,7 @@ def patchscope(
     reason: Literal["eos", "length"] = "length"
     for _ in range(max_new_tokens):
         with _write(model, target, vectors):
-            rows.append(model(**_inputs(model, ids), use_cache=False).logits[0, -1].float())
+            rows.append(model(**_inputs(model, ids, target.masked), use_cache=False).logits[0, -1].float())
         ids.append(int(rows[-1].argmax()))
         if ids[-1] in eos_ids:
             reason = "eos"
@@ -160,7 +165,9 @@ def hook_generate(model: PreTrainedModel, what: What, target: Target, *, max_new
 
 
 @torch.no_grad()
-def states(model: PreTrainedModel, ids: Sequence[int]) -> Float[Tensor, "layer position d_model"]:
+def states(
+    model: PreTrainedModel, ids: Sequence[int], masked: Sequence[int] = ()
+) -> Float[Tensor, "layer position d_model"]:
     """The residual stream of one run at every layer: block 1's input, then each block's output."""
     blocks, seen = blocks_of(model), []
 
@@ -173,7 +180,7 @@ def states(model: PreTrainedModel, ids: Sequence[int]) -> Float[Tensor, "layer p
     handles = [blocks[0].register_forward_pre_hook(before, with_kwargs=True)]
     handles += [block.register_forward_hook(after) for block in blocks]
     try:
-        model(**_inputs(model, ids), use_cache=False)
+        model(**_inputs(model, ids, masked), use_cache=False)
     finally:
         for handle in handles:
             handle.remove()
@@ -214,15 +221,25 @@ def _has_final_norm(model: PreTrainedModel) -> bool:
     return model.config.model_type != "opt" or model.config.do_layer_norm_before
 
 
-def _inputs(model: PreTrainedModel, ids: Sequence[int]) -> dict[str, Tensor]:
-    """One unpadded row. The mask is given because some models warn of a generated <pad> without one."""
+def _inputs(model: PreTrainedModel, ids: Sequence[int], masked: Sequence[int] = ()) -> dict[str, Tensor]:
+    """One unpadded row. The mask is given because some models warn of a generated <pad> without one.
+
+    Where tokens are masked it says for each query which keys it sees, itself always among them.
+    """
     row = torch.tensor([list(ids)], device=model.device)
-    return {"input_ids": row, "attention_mask": torch.ones_like(row)}
+    if not masked:
+        return {"input_ids": row, "attention_mask": torch.ones_like(row)}
+    n = len(ids)
+    seen = torch.ones(n, n, dtype=torch.bool).tril()
+    seen[:, list(masked)] = False
+    seen |= torch.eye(n, dtype=torch.bool)
+    mask = torch.zeros(1, 1, n, n).masked_fill(~seen, torch.finfo(torch.float32).min)
+    return {"input_ids": row, "attention_mask": mask, "position_ids": torch.arange(n)[None]}
 
 
 def _vectors(model: PreTrainedModel, what: What) -> Tensor | None:
     if isinstance(what, Source):
-        return states(model, what.ids)[what.layer, what.position]
+        return states(model, what.ids, what.masked)[what.layer, what.position]
     if isinstance(what, Mean):
         total = sum(states(model, source.ids)[source.layer, source.position].double() for source in what.sources)
         assert isinstance(total, Tensor)

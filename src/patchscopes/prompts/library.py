@@ -93,7 +93,8 @@ def find_prompt(
     else:
         raise PromptError(
             f'{value!r} is neither an inspection prompt with "{{}}" for the placeholder, as in "The capital of {{}}", '
-            f"nor one of the library: {', '.join(LIBRARY)}."
+            f"nor one of the library: {', '.join(LIBRARY)}. (A text without placeholder needs target_at, the token to "
+            "overwrite.)"
         )
     changed = replace(
         prompt,
