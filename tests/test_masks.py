@@ -115,7 +115,7 @@ def test_masked_cells_share_what_they_can(llama: Model) -> None:
     assert [r.token_ids for r in fast] == [r.token_ids for r in alone]
 
 
-# ------------------------------------------------------------------------------------------------- in the words of users
+# ------------------------------------------------------------------------------------------------ in the words of users
 
 QUERY = "the capital of the country of Spain"
 

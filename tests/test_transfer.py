@@ -253,7 +253,7 @@ def test_another_vocabulary_is_not_compared() -> None:
     assert found[0].top is not None
 
 
-# ------------------------------------------------------------------------------------------------------- what is refused
+# ------------------------------------------------------------------------------------------------------ what is refused
 
 
 def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
