@@ -218,9 +218,8 @@ def prepare(
         bos=bos,
         seed=seed,
         mask=source_mask,
-        target_model=None if transfer.within else target.identity,
-        mapping=None if transfer.mappings is None else transfer.mappings.digest,
     )
+    sweep = transfer.named(sweep)
     resolved, budget = _resolved(transfer, sweep), _budget(target, memory_bytes)
     folder = None if run is None else Path(run)
     inspection = Inspection(transfer, sweep, resolved, RUNNERS[runner], runner, budget, folder)

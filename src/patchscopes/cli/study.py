@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 @click.option(
     "--model", "model_name", default="smollm2-135m", show_default=True, help="A registry name, path or hub id."
 )
+@click.option("--target-model", default=None, help="cross-model: what states are written into, as --model.")
 @click.option("--data", default=None, type=click.Path(), help="Your own data, in one of the forms of docs/data.md.")
 @click.option("--quick", is_flag=True, help="Fewer items and layers: minutes on two cores.")
 @click.option(
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 def study_command(
     name: str,
     model_name: str,
+    target_model: str | None,
     data: str | None,
     quick: bool,
     out: str | None,
@@ -54,9 +56,11 @@ def study_command(
     from patchscopes import api
     from patchscopes.sizes import parse_bytes
 
-    parts = [name, Path(model_name).name, "" if data is None else Path(data).stem, "quick" if quick else ""]
+    names = [Path(given).name for given in (model_name, target_model) if given]
+    parts = [name, *names, "" if data is None else Path(data).stem, "quick" if quick else ""]
     folder = Path(out) if out is not None else Path("patchscopes-studies") / "-".join(filter(None, parts))
     model = api.load(model_name, dtype=dtype, device=device, notify=_tell)
+    target = None if target_model is None else api.load(target_model, dtype=dtype, device=device, notify=_tell)
     try:
         report = study.run(
             model,
@@ -67,6 +71,7 @@ def study_command(
             memory_bytes=None if memory is None else parse_bytes(memory),
             watch=_watch,
             tell=_tell,
+            target_model=target,
         )
     except KeyboardInterrupt:
         _tell("interrupted; the same command goes on from here")

@@ -13,7 +13,7 @@ import json
 import os
 from collections.abc import Mapping as Dict
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -27,6 +27,7 @@ from torch import Tensor
 from patchscopes.errors import MappingError, OutputError
 from patchscopes.models import Model
 from patchscopes.results.entry import ranges
+from patchscopes.spec import Sweep
 
 Kind = Literal["affine", "ridge", "orthogonal", "tuned"]
 Pair = tuple[int, int]  # (ℓ, ℓ*)
@@ -253,6 +254,11 @@ class Transfer:
         if self.mappings is not None:
             found["f"] = self.mappings.describe()
         return found
+
+    def named(self, sweep: Sweep) -> Sweep:
+        """The sweep, which says where states go and through what."""
+        target = None if self.within else self.target.identity
+        return replace(sweep, target_model=target, mapping=None if self.mappings is None else self.mappings.digest)
 
     @property
     def within(self) -> bool:

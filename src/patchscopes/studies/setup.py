@@ -1,16 +1,17 @@
 """How a study is run: its model, its runner, where its runs are kept, and who is told of what it costs."""
 
+import json
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from os import PathLike
 from pathlib import Path
 from typing import TypedDict
 
 from patchscopes.engine import Engine, default_memory_bytes
 from patchscopes.errors import OptionError, OutputError
-from patchscopes.mappings import Transfer
+from patchscopes.mappings import Mappings, Transfer
 from patchscopes.models import Model
 from patchscopes.plan import Budget, Runner, duration
 from patchscopes.resolve import resolve
@@ -39,6 +40,7 @@ class StudyOptions(TypedDict, total=False):
     memory_bytes: what a run may take beside the weights; half of what is free where None.
     watch: is given each session before it runs, and the rows that finish.
     tell: is told, in words, what is about to run and what it costs.
+    target_model: the model that states are written into, in studies across models.
     """
 
     data: str | PathLike[str] | None
@@ -49,6 +51,7 @@ class StudyOptions(TypedDict, total=False):
     memory_bytes: int | None
     watch: Watch
     tell: Callable[[str], None]
+    target_model: Model | None
 
 
 def at_end(text: str, phrase: str) -> str:
@@ -60,11 +63,15 @@ def at_end(text: str, phrase: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """One sweep of a study; `name` is the folder that keeps its run. `times`: as often one like it may have to run."""
+    """One sweep of a study; `name` is the folder that keeps its run. `times`: as often one like it may have to run.
+
+    `transfer` is what states go through; None leaves them as they are, within the study's model.
+    """
 
     name: str
     sweep: Sweep
     times: int = 1
+    transfer: Transfer | None = None
 
 
 @dataclass(frozen=True)
@@ -80,6 +87,7 @@ class Setup:
     memory_bytes: int | None = None
     watch: Watch = unwatched
     tell: Callable[[str], None] = lambda _: None
+    target: Model | None = None
     counts: dict[str, dict[str, int]] = field(default_factory=dict)  # of rows, by stage and status
     kept: dict[str, int] = field(default_factory=dict)  # of rows that were there before, by stage
 
@@ -102,6 +110,7 @@ class Setup:
             memory_bytes=options.get("memory_bytes"),
             watch=options.get("watch", unwatched),
             tell=options.get("tell", lambda _: None),
+            target=options.get("target_model"),
         )
         if setup.out is not None and setup.out.exists() and not setup.out.is_dir():
             raise OutputError(f"{setup.out} is a file; a study needs a directory of its own.")
@@ -124,11 +133,29 @@ class Setup:
     def prepare(self, stage: Stage) -> Inspection:
         """The stage, resolved. Raises a SpecError where it cannot run."""
         folder = None if self.out is None else self.out / "runs" / stage.name
+        transfer = stage.transfer or Transfer.of(self.model)
+        sweep = transfer.named(stage.sweep)
         with collector_paused():
-            resolved = resolve(self.model, stage.sweep)
-        return Inspection(
-            Transfer.of(self.model), stage.sweep, resolved, self.runner, self.runner_name, self.budget(), folder
-        )
+            resolved = resolve(transfer, sweep)
+        return Inspection(transfer, sweep, resolved, self.runner, self.runner_name, self.budget(), folder)
+
+    def fitted(self, name: str, key: Mapping[str, object], make: Callable[[], Mappings]) -> Mappings:
+        """The mappings of that name: those in `out` where they were made for `key`, else made, and kept there.
+
+        `key` is plain JSON that says all that decides them: texts by their hash, sizes, seed.
+        """
+        path = None if self.out is None else self.out / "mappings" / f"{name}.safetensors"
+        wanted = json.loads(json.dumps(key))
+        if path is not None and path.is_file():
+            kept = Mappings.load(path)
+            if kept.fitted.get("key") == wanted:
+                return kept
+        made = make()
+        made = replace(made, fitted={**made.fitted, "key": wanted})
+        if path is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            made.save(path)
+        return made
 
     def run(self, stage: Stage) -> Results:
         """Run what remains of the stage, and return all of its rows."""
