@@ -13,7 +13,7 @@ from patchscopes.engine import Engine, default_memory_bytes
 from patchscopes.errors import OptionError, OutputError
 from patchscopes.mappings import Mappings, Transfer
 from patchscopes.models import Model
-from patchscopes.plan import Budget, Runner, duration
+from patchscopes.plan import Budget, Runner, Speed, duration
 from patchscopes.resolve import resolve
 from patchscopes.results import Results
 from patchscopes.run import Inspection, Session, collector_paused
@@ -61,6 +61,11 @@ def at_end(text: str, phrase: str) -> str:
     return rf"re:{re.escape(phrase)}\Z"  # "Nobody in the room had heard of hear"
 
 
+def _check_model(model: object) -> None:
+    if not isinstance(model, Model):
+        raise OptionError(f"the first argument is a model from load(), not a {type(model).__name__}: {model!r}.")
+
+
 @dataclass(frozen=True, slots=True)
 class Stage:
     """One sweep of a study; `name` is the folder that keeps its run. `times`: as often one like it may have to run.
@@ -93,9 +98,29 @@ class Setup:
 
     @classmethod
     def of(cls, model: Model, options: StudyOptions) -> "Setup":
-        """The setup that `options` describe. Raises OptionError for an unknown one."""
-        if not isinstance(model, Model):
-            raise OptionError(f"the first argument is a model from load(), not a {type(model).__name__}: {model!r}.")
+        """The setup that `options` describe, of a study within one model. Raises OptionError for an unknown one."""
+        _check_model(model)
+        setup = cls._of(model, options)
+        if setup.target is not None:
+            raise OptionError(
+                f"this study reads and writes within one model; target_model ({setup.target.id}) is for cross-model."
+            )
+        return setup
+
+    @classmethod
+    def across(cls, model: Model, options: StudyOptions) -> "Setup":
+        """As `of`, for a study that writes states of `model` into another. Raises OptionError where none is given."""
+        _check_model(model)
+        setup = cls._of(model, options)
+        if not isinstance(setup.target, Model):
+            raise OptionError(
+                f"this study writes states of {model.id} into another model, and target_model is {setup.target!r}: "
+                "give one from load()."
+            )
+        return setup
+
+    @classmethod
+    def _of(cls, model: Model, options: StudyOptions) -> "Setup":
         if unknown := sorted(set(options) - set(StudyOptions.__annotations__)):
             known = ", ".join(StudyOptions.__annotations__)
             raise OptionError(f"a study has no option {', '.join(unknown)}; its options are {known}.")
@@ -121,9 +146,14 @@ class Setup:
         """What runs the cells, as provenance has it."""
         return str(getattr(self.runner, "__name__", type(self.runner).__name__)).lower()
 
-    def decoding(self, max_new_tokens: int) -> Decoding:
-        """Greedy, until the model's own end or so many tokens."""
-        return Decoding(max_new_tokens=max_new_tokens, eos_ids=tuple(sorted(self.model.eos_ids)))
+    @property
+    def written(self) -> Model:
+        """The model that states are written into, which says what is read."""
+        return self.target or self.model
+
+    def decoding(self, max_new_tokens: int, *, of: Model | None = None) -> Decoding:
+        """Greedy, until so many tokens or the own end of the model that is written into, or of the one given."""
+        return Decoding(max_new_tokens=max_new_tokens, eos_ids=tuple(sorted((of or self.written).eos_ids)))
 
     def budget(self) -> Budget:
         """What a run may take now."""
@@ -173,16 +203,21 @@ class Setup:
         self.counts[stage.name] = dict(results.counts)
         return results
 
-    def announce(self, stages: Sequence[Stage], *, less: str = "") -> None:
-        """Say what `stages` cost here, all together, before any starts; `less` says when it will be less."""
-        n_cells, seconds, speed = 0, 0.0, None
+    def announce(self, stages: Sequence[Stage], *, less: str = "", before_s: float = 0.0) -> None:
+        """Say what `stages` cost here, all together, before any starts; `less` says when it will be less.
+
+        `before_s` is what has to be done before them.
+        """
+        n_cells, seconds = 0, before_s
+        speeds: dict[int, Speed] = {}
         for stage in stages:
-            plan = self.prepare(stage).plan
-            if speed is None:
+            inspection = self.prepare(stage)
+            plan, runs = inspection.plan, inspection.target
+            if id(runs) not in speeds:
                 n_rows = max((group.n_rows for wave in plan.waves for group in wave.groups), default=1)
-                speed = measure_speed(self.model, n_rows=n_rows)
+                speeds[id(runs)] = measure_speed(runs, n_rows=n_rows)
             n_cells += len(plan.cells) * stage.times
-            seconds += plan.explain(speed).seconds * stage.times
+            seconds += plan.explain(speeds[id(runs)]).seconds * stage.times
         kept = "" if self.out is None else f"; what {self.out / 'runs'} already holds is not run again"
         n_stages = sum(stage.times for stage in stages)
         cost = f"{n_stages:,} stages, {n_cells:,} cells, about {duration(seconds)} here"
