@@ -12,8 +12,9 @@ import pandas as pd
 from patchscopes.analysis.matching import fold, matches
 from patchscopes.data import Exclusion, Fact
 from patchscopes.results import Results
-from patchscopes.studies.attribute_extraction.design import CAPITAL, DRAWS, LARGEST, Case, Design
+from patchscopes.studies.attribute_extraction.design import CAPITAL, DRAWS, LARGEST, Design
 from patchscopes.studies.attribute_extraction.outcome import Outcome, Placement
+from patchscopes.studies.relations import Case
 from patchscopes.studies.setup import Stage
 from patchscopes.studies.texts import Table
 

@@ -4,18 +4,15 @@ For each relation: a carrier sentence that ends with the subject, whose last tok
 template with the placeholder in the subject's stead, written at ℓ*. Donors are the relation's other subjects.
 """
 
-import hashlib
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from patchscopes.analysis.matching import fold
 from patchscopes.data import Exclusion, Fact, Relation
 from patchscopes.errors import PatchscopesError
-from patchscopes.prompts import resolve_positions, resolve_target, tokenize
-from patchscopes.rng import philox
-from patchscopes.spec import InspectionPrompt, Readout, Source, Sweep
-from patchscopes.studies.setup import Setup, Stage, at_end
+from patchscopes.prompts import resolve_positions, tokenize
+from patchscopes.spec import Readout, Source, Sweep
+from patchscopes.studies.relations import Case, prompt_of, shuffled_facts, source
+from patchscopes.studies.setup import Setup, Stage
 
 DRAWS = 5
 N_FOLDS = 5
@@ -71,37 +68,6 @@ QUICK = Scale(
     n_cities=24,
     max_new_tokens=8,
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Case:
-    """A relation with the inspection prompt that works on this model, and the facts of it that are run."""
-
-    relation: Relation
-    prompt: InspectionPrompt
-    facts: tuple[Fact, ...]
-
-    @property
-    def name(self) -> str:
-        """The relation's name."""
-        return self.relation.name
-
-    @property
-    def slug(self) -> str:
-        """The name as a folder's: another name has another folder, whatever letters it is written in."""
-        plain = re.sub(r"[^a-z0-9]+", "-", self.name.lower()).strip("-")
-        if plain.replace("-", " ") == self.name:
-            return plain
-        return f"{plain or 'relation'}-{hashlib.sha256(self.name.encode()).hexdigest()[:8]}"
-
-    def accepts(self, item: int) -> frozenset[str]:
-        """The answers that are right for fact number `item`, as they are compared."""
-        return frozenset(fold(answer) for answer in self.facts[item].answers)
-
-    @property
-    def subjects(self) -> tuple[str, ...]:
-        """Whose facts they are, over whom intervals are made."""
-        return tuple(fact.subject for fact in self.facts)
 
 
 @dataclass(frozen=True)
@@ -236,20 +202,6 @@ def _scoring(sweep: Sweep, objects: Sequence[str]) -> Sweep:
     return replace(sweep, readout=Readout("candidates"), candidates=tuple(objects))
 
 
-def source(case: Case, fact: Fact, context: int | None = None) -> Source:
-    """The sentence that ends with the subject, read at the subject's last token, its last occurrence."""
-    sentences = case.relation.contexts_of(fact)
-    template = case.relation.carrier if context is None else sentences[context % len(sentences)]
-    text = template.replace("{}", fact.subject)
-    return Source(text, at=at_end(text, fact.subject), expect=fact.answers, item=fact.subject)
-
-
-def shuffled_facts(setup: Setup, relation: Relation) -> list[Fact]:
-    """The relation's facts in an order that has nothing to do with their content."""
-    order = philox("facts", setup.seed, relation.name).permutation(len(relation.facts))
-    return [relation.facts[index] for index in order]
-
-
 def cases_of(setup: Setup, relations: Sequence[Relation], design: Design) -> tuple[list[Case], list[Exclusion]]:
     """Relations with the first of their templates that this model can be asked with, and facts to ask for."""
     cases, excluded = [], []
@@ -260,7 +212,7 @@ def cases_of(setup: Setup, relations: Sequence[Relation], design: Design) -> tup
         left = len(relations) - len(chosen)
         excluded += [Exclusion("relations", "--quick: a relation that was not run")] * left
     for relation in chosen:
-        prompt = _prompt(setup, relation)
+        prompt = prompt_of(relation, [setup.model])
         facts = shuffled_facts(setup, relation)
         if prompt is None:
             reason = "no template of the relation has room for a one-token placeholder on this model"
@@ -287,14 +239,3 @@ def _unreadable(design: Design, case: Case, fact: Fact) -> str:
         except PatchscopesError as error:
             return f"the subject cannot be read in a sentence: {str(error).splitlines()[0]}"
     return ""
-
-
-def _prompt(setup: Setup, relation: Relation) -> InspectionPrompt | None:
-    for template in relation.prompt_templates:
-        prompt = InspectionPrompt(template, placeholder="x")
-        try:
-            resolve_target(setup.model, prompt, bos="auto")
-        except PatchscopesError:
-            continue
-        return prompt
-    return None

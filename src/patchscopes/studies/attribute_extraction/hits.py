@@ -7,20 +7,16 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from patchscopes.analysis.matching import fold, matches
+from patchscopes.analysis.matching import fold
 from patchscopes.analysis.scores import control_adjusted
 from patchscopes.analysis.selection import Chosen, choose, folds_of
 from patchscopes.results import Results
 from patchscopes.spec import Row
-from patchscopes.studies.attribute_extraction.design import DRAWS, N_FOLDS, Case, Design
-from patchscopes.studies.texts import Score, Table
+from patchscopes.studies.attribute_extraction.design import DRAWS, N_FOLDS, Design
+from patchscopes.studies.relations import Case, naming
+from patchscopes.studies.texts import Table
 
 Floats = NDArray[np.float64]
-
-
-def naming(case: Case) -> Score:
-    """Scores 1 where the text holds the fact's object or an alias of it."""
-    return lambda item, row: float(matches(row.text or "", case.facts[item].answers))
 
 
 @dataclass(frozen=True)

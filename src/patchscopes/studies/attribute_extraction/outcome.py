@@ -10,9 +10,10 @@ from numpy.typing import NDArray
 from patchscopes.analysis.matching import fold
 from patchscopes.data import Exclusion
 from patchscopes.results import Results
-from patchscopes.studies.attribute_extraction.design import DRAWS, Case, Design
-from patchscopes.studies.attribute_extraction.hits import Grid, Key, Rank, naming, ranks
+from patchscopes.studies.attribute_extraction.design import DRAWS, Design
+from patchscopes.studies.attribute_extraction.hits import Grid, Key, Rank, ranks
 from patchscopes.studies.attribute_extraction.probing import Probed, probed
+from patchscopes.studies.relations import Case, naming
 from patchscopes.studies.texts import Score, Table
 
 Floats = NDArray[np.float64]

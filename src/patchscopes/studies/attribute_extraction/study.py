@@ -13,7 +13,7 @@ from patchscopes.errors import DataError
 from patchscopes.models import Model
 from patchscopes.results import Results
 from patchscopes.studies.attribute_extraction import cities
-from patchscopes.studies.attribute_extraction.design import FEWEST, N_FOLDS, UNCAPPED, Case, Design, cases_of
+from patchscopes.studies.attribute_extraction.design import FEWEST, N_FOLDS, UNCAPPED, Design, cases_of
 from patchscopes.studies.attribute_extraction.findings import all_findings, told_apart
 from patchscopes.studies.attribute_extraction.hits import Grid
 from patchscopes.studies.attribute_extraction.known import SINGLE_CLASS, known_cases
@@ -21,6 +21,7 @@ from patchscopes.studies.attribute_extraction.outcome import Outcome, objects_of
 from patchscopes.studies.attribute_extraction.page import figures, page
 from patchscopes.studies.attribute_extraction.tables import grid_table, item_table, layer_table, relation_table
 from patchscopes.studies.attribute_extraction.walkthrough import walkthrough
+from patchscopes.studies.relations import Case
 from patchscopes.studies.report import Finding, Report, findings_table, left_out, provenance_of
 from patchscopes.studies.setup import Setup, Stage, StudyOptions
 
