@@ -11,12 +11,15 @@ if TYPE_CHECKING:
     from patchscopes.spec import Row
 
 
+TARGET_HELP = "cross-model: what states are written into, named as --model.  [default: the other registry model]"
+
+
 @click.command("study")
 @click.argument("name")
 @click.option(
     "--model", "model_name", default="smollm2-135m", show_default=True, help="A registry name, path or hub id."
 )
-@click.option("--target-model", default=None, help="cross-model: what states are written into, as --model.")
+@click.option("--target-model", default=None, help=TARGET_HELP)
 @click.option("--data", default=None, type=click.Path(), help="Your own data, in one of the forms of docs/data.md.")
 @click.option("--quick", is_flag=True, help="Fewer items and layers: minutes on two cores.")
 @click.option(
@@ -44,6 +47,7 @@ def study_command(
     entity-resolution     at which layer a name becomes the entity that it names
     tokenization          how the split of a name into tokens changes its resolution
     attribute-extraction  what attributes a state holds, beside a probe
+    cross-model           what a model makes of another one's states, through maps fitted on text
 
     Writes summary.json, a page in words, a walk through one item, tables and figures; says what it costs before it
     starts. The same command again does only what remains.
@@ -51,6 +55,9 @@ def study_command(
     from patchscopes.studies import find_study
 
     study = find_study(name)
+    if target_model is None and hasattr(study, "usual_target"):
+        target_model = str(study.usual_target(model_name))
+        _tell(f"no --target-model is given: states go from {model_name} to {target_model}")
     from pathlib import Path
 
     from patchscopes import api

@@ -13,12 +13,14 @@ from patchscopes.analysis.matching import fold, matches
 from patchscopes.data import Exclusion, Fact, Relation
 from patchscopes.errors import PatchscopesError
 from patchscopes.models import Model
-from patchscopes.prompts import resolve_target
+from patchscopes.prompts import resolve_positions, resolve_target, tokenize
 from patchscopes.results import Results
 from patchscopes.rng import philox
 from patchscopes.spec import InspectionPrompt, Source
 from patchscopes.studies.setup import Setup, at_end
 from patchscopes.studies.texts import Score, Table
+
+UNKNOWN = "the model does not give the object from text"
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +90,16 @@ def prompt_of(relation: Relation, models: Sequence[Model]) -> InspectionPrompt |
     return None
 
 
+def unreadable(model: Model, sentence: Source) -> str:
+    """Why the subject's last token cannot be read in its sentence; "" where it can."""
+    assert sentence.at is not None
+    try:
+        resolve_positions(model, tokenize(model, sentence.text, bos="auto"), sentence.at)
+    except PatchscopesError as error:
+        return f"the subject cannot be read in a sentence: {str(error).splitlines()[0]}"
+    return ""
+
+
 def known_facts(case: Case, results: Results) -> tuple[list[Fact], list[Exclusion]]:
     """The facts whose object the model gives from text, by the rows of `phrase-only`, and the others."""
     table = Table.of(results, case.prompt.label, len(case.facts))
@@ -100,5 +112,5 @@ def known_facts(case: Case, results: Results) -> tuple[list[Fact], list[Exclusio
         elif matches(row.text or "", fact.answers):
             known.append(fact)
         else:
-            excluded.append(case.without(fact, "the model does not give the object from text"))
+            excluded.append(case.without(fact, UNKNOWN))
     return known, excluded

@@ -87,10 +87,10 @@ def table_of(
 def _strongest(words: Sequence[Word], n: int = 4) -> str:
     """The tokens with the highest contrasts, in the order of the text."""
     top = sorted(sorted(range(len(words)), key=lambda k: -words[k].contrast)[:n])
-    return ", ".join(f"“{_token(words[k].text)}” {_signed(words[k].contrast)}" for k in top) or "–"
+    return ", ".join(f"“{shown_token(words[k].text)}” {_signed(words[k].contrast)}" for k in top) or "–"
 
 
-def _token(text: str) -> str:
+def shown_token(text: str) -> str:
     """A token; white space, which many are, by signs for it."""
     return sentence(text) if text.strip() else text.replace("\n", "↵").replace(" ", "␣") or "(end)"
 

@@ -8,10 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from patchscopes.data import Exclusion, Fact, Relation
-from patchscopes.errors import PatchscopesError
-from patchscopes.prompts import resolve_positions, tokenize
 from patchscopes.spec import Readout, Source, Sweep
-from patchscopes.studies.relations import Case, prompt_of, shuffled_facts, source
+from patchscopes.studies.relations import Case, prompt_of, shuffled_facts, source, unreadable
 from patchscopes.studies.setup import Setup, Stage
 
 DRAWS = 5
@@ -232,10 +230,6 @@ def cases_of(setup: Setup, relations: Sequence[Relation], design: Design) -> tup
 def _unreadable(design: Design, case: Case, fact: Fact) -> str:
     """Why the subject's last token cannot be read in one of its sentences; "" where it can in all of them."""
     for number in (None, *range(design.scale.n_contexts)):
-        sentence = source(case, fact, number)
-        assert sentence.at is not None
-        try:
-            resolve_positions(design.setup.model, tokenize(design.setup.model, sentence.text, bos="auto"), sentence.at)
-        except PatchscopesError as error:
-            return f"the subject cannot be read in a sentence: {str(error).splitlines()[0]}"
+        if reason := unreadable(design.setup.model, source(case, fact, number)):
+            return reason
     return ""

@@ -1,0 +1,101 @@
+"""The maps of all (ℓ, ℓ*): fitted once, kept in `out`, and how well each does on text that was held out."""
+
+import time
+from collections.abc import Mapping, Sequence
+from functools import cache
+
+import pandas as pd
+import torch
+
+from patchscopes.data import DataSet, Passage
+from patchscopes.mappings import LINEAR, FitOptions, Kind, Mappings, Side, fit_several
+from patchscopes.mappings import Mapping as Map
+from patchscopes.models import Model
+from patchscopes.passes import text_states
+from patchscopes.prompts import tokenize
+from patchscopes.studies.cross_model.design import Design
+
+Maps = Mapping[Kind, Mappings]
+HELD_OUT = 0.1  # of the sections that maps are fitted on
+TIMED = 4  # passages that are run to tell how long the fit takes
+
+
+def fitted_maps(design: Design, data: DataSet[Passage], passages: Sequence[Passage]) -> Maps:
+    """Maps of every kind: those in `out` where they are of this text, else fitted, all from the same passes.
+
+    Raises MappingError for text too short, and where those in `out` were fitted for other weights.
+    """
+    setup = design.setup
+    options = FitOptions(held_out=HELD_OUT, seed=setup.seed, tell=lambda said: setup.tell(f"fitting maps: {said}"))
+
+    @cache
+    def made() -> dict[Kind, Mappings]:
+        return fit_several(design.source, design.target, passages, design.pairs, kinds=LINEAR, options=options)
+
+    # Not the models: a map in `out` that is of others must be refused, and not fitted anew over it.
+    key = {
+        "data_sha256": data.sha256, "n_passages": len(passages), "pairs": [list(pair) for pair in design.pairs],
+        "held_out": HELD_OUT, "seed": setup.seed,
+    }  # fmt: skip
+    found = {kind: setup.fitted(kind, key, lambda kind=kind: made()[kind]) for kind in LINEAR}  # type: ignore[misc]
+    for mappings in found.values():
+        mappings.check(design.source, design.target)
+    return found
+
+
+def stand_ins(design: Design) -> Maps:
+    """Maps to nothing, each with a bias of its own, to plan the cells of maps that are still to be fitted."""
+    source, target = Side.of(design.source), Side.of(design.target)
+    weight = torch.zeros(source.d_model, target.d_model)
+    found = {}
+    for number, kind in enumerate(LINEAR):
+        first = number * len(design.pairs)
+        maps = {
+            pair: Map(weight, torch.full((target.d_model,), float(first + k))) for k, pair in enumerate(design.pairs)
+        }
+        found[kind] = Mappings(kind, source, target, maps)
+    return found
+
+
+def fit_seconds(design: Design, passages: Sequence[Passage]) -> float:
+    """How long a fit takes here: passes over all of the text by both models, products of states, decompositions."""
+    some = sorted(passages, key=lambda passage: len(passage.text))[len(passages) // 2 :][:TIMED]
+    share = sum(len(passage.text) for passage in passages) / max(sum(len(passage.text) for passage in some), 1)
+    seconds, n_tokens = 0.0, 0
+    for model, layers in ((design.source, design.sources), (design.target, design.targets)):
+        ids = [tokenize(model, passage.text).ids[: model.max_context] for passage in some]
+        n_tokens = max(n_tokens, sum(map(len, ids)))
+        _run(model, ids[:1], layers)  # to warm up
+        began = time.perf_counter()
+        _run(model, ids, layers)
+        seconds += (time.perf_counter() - began) * share
+    x, y = (torch.randn(1024, model.d_model, dtype=torch.float64) for model in (design.source, design.target))
+    began = time.perf_counter()
+    product = x.T @ y
+    seconds += (time.perf_counter() - began) * len(design.pairs) * n_tokens * share / len(x)
+    began = time.perf_counter()
+    torch.linalg.svd(product, full_matrices=False)
+    return seconds + (time.perf_counter() - began) * len(design.pairs) * 1.5
+
+
+def _run(model: Model, ids: Sequence[tuple[int, ...]], layers: Sequence[int]) -> None:
+    for _ in text_states(model, ids, layers):
+        pass
+
+
+def map_table(maps: Maps) -> pd.DataFrame:
+    """A map a line: its R² on the text that was held out, over all dimensions and at the median one."""
+    rows = []
+    for kind, mappings in maps.items():
+        ridges = mappings.fitted.get("ridge", {})
+        for source, target in mappings.pairs:
+            quality = mappings[source, target].quality
+            assert quality is not None
+            rows.append(
+                {
+                    "kind": kind, "source_layer": source, "target_layer": target, "r2": quality.r2,
+                    "r2_median": quality.r2_median, "n_held_out": quality.n_tokens,
+                    "ridge": ridges.get(f"{source}-{target}"), "digest": mappings[source, target].digest,
+                }
+            )  # fmt: skip
+    return pd.DataFrame(rows)

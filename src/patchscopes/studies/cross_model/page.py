@@ -1,0 +1,243 @@
+"""The report of cross-model: figures and the page in words."""
+
+from collections.abc import Mapping, Sequence
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from patchscopes.analysis.intervals import Interval
+from patchscopes.mappings import LINEAR
+from patchscopes.studies.cross_model.design import DRAWS, N_FOLDS, Design
+from patchscopes.studies.cross_model.facts import FREQUENT
+from patchscopes.studies.cross_model.findings import AKIN, FACTS, NEXT, By
+from patchscopes.studies.cross_model.next_tokens import READS
+from patchscopes.studies.cross_model.placed import OWN_STATE
+from patchscopes.studies.figures import Bar, Curve, Panel, bars, draw
+from patchscopes.studies.headline import verdict
+from patchscopes.studies.report import Finding, framed, shown, shown_p
+
+NOTE = "Bars: 95 % intervals over {}."
+LOWEST = -1.0  # of an R² in a figure; those below it are drawn there
+HEADLINES = {
+    f"{NEXT}/inside": "next token, below the last layer",
+    f"{NEXT}/head": "next token, at the last layer",
+    f"{FACTS}/all": "facts",
+}
+Tables = Mapping[str, pd.DataFrame]
+
+
+def figures(findings: Sequence[Finding], tables: Tables) -> dict[str, Figure]:
+    """R² by layer pair; next tokens and facts by placement, beside their controls."""
+    found = {
+        "maps": draw(
+            [
+                Panel(f"{kind} maps", _r2(tables["maps"], kind), "R² of the median dimension", zero=0.0)
+                for kind in LINEAR
+            ],
+            note=f"On text that was held out; values below {LOWEST:g} are drawn there.",
+        ),
+        "next-tokens": _grid(tables["next-tokens"], "same next token, minus shuffled", "passages"),
+        "next-token-controls": _controls(findings, f"{NEXT}/inside", "passages"),
+        "next-token-head-controls": _controls(findings, f"{NEXT}/head", "passages"),
+    }
+    if "facts" in tables:
+        found["facts"] = _grid(tables["facts"], "hits, minus shuffled", "subjects")
+        found["fact-controls"] = _controls(findings, f"{FACTS}/all", "subjects")
+        names = [f"{FACTS}/{name}" for name in tables["relations"].relation]
+        found["relations"] = bars(
+            [Bar(f.name.removeprefix(f"{FACTS}/"), f.interval) for f in findings
+             if f.name in names and f.control == "shuffled"],
+            title="held-out hits minus shuffled states", x_label="share of facts", note=NOTE.format("subjects"),
+        )  # fmt: skip
+    return found
+
+
+def _r2(table: pd.DataFrame, kind: str) -> list[Curve]:
+    """R² by ℓ, a curve for each ℓ*; without intervals."""
+    curves = []
+    for star, lines in table[table.kind == kind].groupby("target_layer"):
+        values = [Interval(max(value, LOWEST), float("nan"), float("nan"), 0, 0) for value in lines.r2_median]
+        curves.append(Curve(f"ℓ* = {star}", list(lines.source_layer), values))
+    return curves
+
+
+def _grid(table: pd.DataFrame, label: str, whose: str) -> Figure:
+    """A score minus shuffled by ℓ, a curve for each ℓ*, a panel for each kind of map."""
+    panels = []
+    for kind, of_kind in table.groupby("kind", sort=False):
+        curves = []
+        for star, lines in of_kind.groupby("target_layer"):
+            found = [Interval(r.adjusted, r.low, r.high, r.n_items, r.n_subjects) for r in lines.itertuples()]
+            curves.append(Curve(f"ℓ* = {star}", list(lines.source_layer), found))
+        panels.append(Panel(f"{kind} maps", curves, label, zero=0.0))
+    return draw(panels, note=NOTE.format(whose))
+
+
+def _controls(findings: Sequence[Finding], name: str, whose: str) -> Figure:
+    found = [Bar(f"minus {f.control}" if f.control else "held out", f.interval) for f in findings if f.name == name]
+    return bars(found, title=name, x_label="share", note=NOTE.format(whose))
+
+
+def page(design: Design, findings: Sequence[Finding], tables: Tables, left_out: Sequence[str]) -> str:
+    """What was found, how sure it is, what was left out and why."""
+    by: By = {(finding.name, finding.control): finding for finding in findings}
+    source, target = design.source.id, design.target.id
+    maps, has_facts = tables["maps"], "facts" in tables
+    return framed(
+        title=f"Cross-model: states of {source} in {target}",
+        opening=(
+            f"Is a state of {source} of use to {target}, a model with other weights, width and tokens? A linear map "
+            f"takes states at ℓ of {source} to states at ℓ* of {target}. It was fitted on prose, at positions where "
+            "both tokenisations have one token of the same characters. What it makes of a state of text that it was "
+            f"not fitted on is written into a prompt of {target}. Wherever one placement (kind of map, ℓ, ℓ*) is "
+            f"named, it was chosen on the items of the other {N_FOLDS - 1} of {N_FOLDS} folds. The same was done with "
+            "other items' states (shuffled), with their mean, with unrelated states, with noise, and with a vector of "
+            "zeros, of which a map makes its bias: what the bias alone brings is no knowledge of any state."
+        ),
+        found=[
+            *_maps(maps, design),
+            *_next(by, design),
+            *(_facts(by, tables, design) if has_facts else _no_facts(design)),
+            "",
+            *_beside(by, HEADLINES if has_facts else dict(list(HEADLINES.items())[:2])),
+            *(_relations(by, tables["relations"]) if has_facts else []),
+            *_kinds(by, {NEXT: "next tokens", FACTS: "facts"} if has_facts else {NEXT: "next tokens"}),
+        ],
+        certainty=(
+            "Intervals are 95 %, bootstrapped over passages (next tokens) and subjects (facts; a country of three "
+            "relations is one). Passages of a section are counted as if they were independent; no section is both in "
+            "the text that was fitted on and among them. p are of sign flips of whole passages or subjects, with "
+            f"Holm's correction over the controls, or over the relations. “Shuffled” is the mean over {DRAWS} other "
+            "passages, or other subjects of the relation, whatever their answers. “The target's own state” is the "
+            f"one that {target} itself has of the same token of the same text, read and written at the same ℓ*: what a "
+            f"perfect map could bring there. “The text itself” is what {target} says next when it reads the text. "
+            "R² have no interval: they are of one held-out part of the prose."
+        ),
+        left_out=left_out,
+    )
+
+
+def _maps(maps: pd.DataFrame, design: Design) -> list[str]:
+    n = int(maps.n_held_out.iloc[0])
+    lines = []
+    for kind in LINEAR:
+        of_kind = maps[(maps.kind == kind) & (maps.source_layer > 0)]
+        best = of_kind.loc[of_kind.r2_median.idxmax()]
+        lines.append(
+            f"{kind} {shown(best.r2_median)} ({int(best.source_layer)} → {int(best.target_layer)}; "
+            f"{shown(best.r2)} over all dimensions together)"
+        )
+    where = "" if design.setup.out is None else "; kept in mappings/, for `patchscopes inspect --mapping`"
+    return [
+        f"- Maps: at {n:,} positions of held-out text, the best R² of the median dimension, at ℓ ≥ 1, is "
+        f"{', '.join(lines)}. A few dimensions can hold most of the variance, so that R² over all of them says little "
+        f"of the others. All {len(maps)} maps are in the table “maps”{where}.",
+    ]
+
+
+def _next(by: By, design: Design) -> list[str]:
+    source, target = design.source.id, design.target.id
+    lines = []
+    for where, label in (
+        ("inside", "Next tokens, written below the last layer of"),
+        ("head", "Next tokens, written at the last layer, behind which only the norm and the head come, of"),
+    ):
+        name = f"{NEXT}/{where}"
+        lines.append(
+            f"- {label} {target}: at a placement chosen on other passages it says the next token of {source} in "
+            f"{by[name, None]} of {by[name, None].n_items} passages; {by[name, 'shuffled']} more than with other "
+            f"passages' states, {by[name, 'zero']} more than with the bias alone. {verdict(by, name)}"
+        )
+    return [
+        *lines,
+        f"- Reading the same text itself, {target} says the next token of {source} in "
+        f"{by[f'{NEXT}/target-reads', None]}. The mapped state minus that: {by[f'{NEXT}/inside', READS]} below the "
+        f"last layer, {by[f'{NEXT}/head', READS]} at it. Where these "
+        "are below 0, whoever has the text gets more from it than from the state.",
+        f"- By the looser measure, one token beginning as the other: {by[f'{AKIN}/inside', None]}, "
+        f"{by[f'{AKIN}/inside', 'shuffled']} more than shuffled (the text itself: {by[f'{AKIN}/target-reads', None]}).",
+        _best(by, NEXT, "passage"),
+    ]
+
+
+def _facts(by: By, tables: Tables, design: Design) -> list[str]:
+    source, target = design.source.id, design.target.id
+    name, n_relations = f"{FACTS}/all", len(tables["relations"])
+    every = by[name, None]
+    lines = [
+        f"- Facts that {target} gives from text ({every.n_items} facts, {n_relations} relations): with the state that "
+        f"{source} has of the subject, {target} names the object of {every}; {by[name, 'shuffled']} more than with "
+        f"other subjects' states, {by[name, 'random-state']} more than with unrelated ones, {by[name, 'zero']} more "
+        f"than with the bias alone, {by[name, FREQUENT]} more than by always giving the most frequent answer. "
+        f"{verdict(by, name)} Chosen most often: {_placements(tables['facts'])}.",
+        f"- The mapped state minus the state that {target} itself has of the subject, at the same ℓ*: "
+        f"{by[name, OWN_STATE]}.",
+    ]
+    for which, whom in (("both", "both models give"), ("target", f"{target} gives and {source} does not give")):
+        if (some := by.get((f"{FACTS}/{which}", None))) is not None:
+            lines.append(
+                f"- Of the {some.n_items} facts that {whom} from text, {some} are named, "
+                f"{by[f'{FACTS}/{which}', 'shuffled']} more than shuffled."
+            )
+    lines.append(
+        f"- What is named of facts that {source} does not give, {target} must have looked up itself: there the state "
+        "has said which subject it is, and no more is shown of the others either."
+    )
+    lines.append(_best(by, FACTS, "fact"))
+    return lines
+
+
+def _best(by: By, name: str, item: str) -> str:
+    best, left = by[f"{name}/best", None], by[f"{name}/best", "shuffled"]
+    return (
+        f"- At the best of all placements, chosen on the {item} itself: {best}; the same best-of with shuffled states "
+        f"has {shown(best.estimate - left.estimate)}, so that {left} remain."
+    )
+
+
+def _no_facts(design: Design) -> list[str]:
+    return [f"- Facts: none are reported, since {design.target.id} gives too few of them from text."]
+
+
+def _placements(table: pd.DataFrame, n: int = 3) -> str:
+    """The placements that were chosen most often."""
+    chosen = table[table.n_chosen > 0].nlargest(n, "n_chosen")
+    return ", ".join(f"{r.kind} {r.source_layer} → {r.target_layer} ({r.n_chosen})" for r in chosen.itertuples())
+
+
+def _beside(by: By, names: Mapping[str, str]) -> list[str]:
+    """The headline scores beside every control, a column each."""
+    controls = dict.fromkeys(control for name, control in by if name in names and control is not None)
+    lines = [f"| | {' | '.join(names.values())} |", f"|---|{'---|' * len(names)}"]
+    lines.append(f"| held out | {' | '.join(str(by[name, None]) for name in names)} |")
+    for control in controls:
+        cells = [str(by[name, control]) if (name, control) in by else "" for name in names]
+        lines.append(f"| minus {control} | {' | '.join(cells)} |")
+    return [*lines, ""]
+
+
+def _relations(by: By, relations: pd.DataFrame) -> list[str]:
+    lines = [
+        "| relation | facts (both know) | named | minus shuffled | p | minus the most frequent answer |",
+        "|---|---|---|---|---|---|",
+    ]
+    for line in relations.itertuples():
+        name = f"{FACTS}/{line.relation}"
+        cells = (
+            str(line.relation), f"{line.facts} ({line.source_knows})", shown(by[name, None].estimate),
+            str(by[name, "shuffled"]), shown_p(by[name, "shuffled"].p).removeprefix("= "), str(by[name, FREQUENT]),
+        )  # fmt: skip
+        lines.append(f"| {' | '.join(cells)} |")
+    return [*lines, ""]
+
+
+def _kinds(by: By, columns: Mapping[str, str]) -> list[str]:
+    """Each kind of map by itself, at the (ℓ, ℓ*) chosen for it."""
+    lines = [
+        f"| maps | {' | '.join(f'{label} | minus shuffled | minus the bias' for label in columns.values())} |",
+        f"|---|{'---|---|---|' * len(columns)}",
+    ]
+    for kind in LINEAR:
+        cells = [str(by[f"{what}/{kind}", control]) for what in columns for control in (None, "shuffled", "zero")]
+        lines.append(f"| {kind} | {' | '.join(cells)} |")
+    return [*lines, ""]
