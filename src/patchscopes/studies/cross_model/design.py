@@ -86,10 +86,10 @@ QUICK = Scale(
     sources=(0.0, 0.13, 0.33),
     targets=(0.07, 0.33, 1.0),
     compared=0.06,
-    fitted=0.2,
+    fitted=0.15,
     n_passages=60,
     relations=("country capital", "country language", "country largest city"),
-    n_asked=40,
+    n_asked=30,
     n_both=12,
     n_target_only=4,
     max_new_tokens=8,
@@ -163,14 +163,19 @@ class Design:
         sweep = self._next(openings, self.sources, self.targets, controls)
         return Stage(f"next/{mappings.kind}", sweep, transfer=self.through(mappings))
 
-    def next_chosen(self, openings: Sequence[Opening], mappings: Mappings, place: Placement) -> Stage:
-        """The controls that need cells of their own, at a placement that some fold chose."""
-        sweep = self._next(openings, (place.source,), (place.target,), ("random", "random-state", "mean"))
-        return Stage(f"next-chosen/{place.slug}", sweep, transfer=self.through(mappings))
+    def next_noise(self, openings: Sequence[Opening], mappings: Mappings, place: Placement) -> Stage:
+        """Noise and unrelated states, at a placement that some fold chose, for the openings that are scored there."""
+        sweep = self._next(openings, (place.source,), (place.target,), ("random", "random-state"))
+        return Stage(f"next-noise/{place.slug}", sweep, transfer=self.through(mappings))
+
+    def next_mean(self, openings: Sequence[Opening], mappings: Mappings, place: Placement) -> Stage:
+        """The mean of the other openings' states there, of all of them."""
+        sweep = self._next(openings, (place.source,), (place.target,), ("mean",))
+        return Stage(f"next-mean/{place.slug}", sweep, transfer=self.through(mappings))
 
     def next_own(self, openings: Sequence[Opening]) -> Stage:
-        """The target's own states of the same tokens, read and written at the same layer, through no map."""
-        sweep = self._next(openings, self.targets, None, ())
+        """The target's own states of the same tokens, at the same layer, through no map; and these tokens as text."""
+        sweep = self._next(openings, self.targets, None, ("phrase-only",))
         return Stage("next-own", sweep, transfer=Transfer.of(self.target))
 
     def asked(self, model: Model, case: Case) -> Stage:
@@ -185,10 +190,15 @@ class Design:
         sweep = self._facts(case, self.sources, self.inner_targets, controls)
         return Stage(f"facts/{case.slug}-{mappings.kind}", sweep, transfer=self.through(mappings))
 
-    def fact_chosen(self, case: Case, mappings: Mappings, place: Placement) -> Stage:
-        """The controls that need cells of their own, at a placement that some fold chose."""
-        sweep = self._facts(case, (place.source,), (place.target,), ("random", "random-state", "mean"))
-        return Stage(f"facts-chosen/{case.slug}-{place.slug}", sweep, transfer=self.through(mappings))
+    def fact_noise(self, case: Case, mappings: Mappings, place: Placement) -> Stage:
+        """Noise and unrelated states, at a placement that some fold chose, for the facts that are scored there."""
+        sweep = self._facts(case, (place.source,), (place.target,), ("random", "random-state"))
+        return Stage(f"facts-noise/{case.slug}-{place.slug}", sweep, transfer=self.through(mappings))
+
+    def fact_mean(self, case: Case, mappings: Mappings, place: Placement) -> Stage:
+        """The mean of the other subjects' states there, of all facts of the relation."""
+        sweep = self._facts(case, (place.source,), (place.target,), ("mean",))
+        return Stage(f"facts-mean/{case.slug}-{place.slug}", sweep, transfer=self.through(mappings))
 
     def fact_own(self, case: Case) -> Stage:
         """The target's own states of the subjects, read and written at the same layer, through no map."""

@@ -21,6 +21,7 @@ from patchscopes.studies.cross_model.design import DRAWS, FEWEST, Design, Placem
 from patchscopes.studies.cross_model.maps import Maps
 from patchscopes.studies.cross_model.placed import (
     OWN_STATE,
+    Beside,
     Floats,
     HeldOut,
     Placed,
@@ -141,7 +142,7 @@ class Facts:
 
     design: Design
     ran: tuple[Ran, ...]
-    chosen_tables: dict[tuple[str, Placement], Table]
+    beside: dict[str, dict[Placement, Beside]]
 
     @property
     def subjects(self) -> tuple[str, ...]:
@@ -171,9 +172,8 @@ class Facts:
         parts = []
         for ran, at in zip(self.ran, self.slices, strict=True):
             places, score = found.places[at], naming(ran.case)
-            tables = {place: self.chosen_tables[ran.case.name, place] for place in dict.fromkeys(places)}
             own = own_at(ran.own, score, ran.items, places)
-            parts.append(drawn_at(tables, score, ran.items, places) | {OWN_STATE: own})
+            parts.append(drawn_at(self.beside[ran.case.name], score, ran.items, places) | {OWN_STATE: own})
         more = {control: np.concatenate([part[control] for part in parts]) for control in parts[0]}
         return found.along(more | {FREQUENT: self.majority()})
 
@@ -216,10 +216,16 @@ def run_facts(design: Design, maps: Maps, known: Sequence[Known]) -> tuple[Facts
     if len(set(facts.subjects)) < FEWEST:
         reason = f"fewer than {FEWEST} subjects, among which no placement can be chosen"
         return None, [*excluded, *(ran.case.without(fact, reason) for ran in kept for fact in ran.facts)]
-    for ran in kept:
-        for place in facts.places:
-            results = run(design.fact_chosen(ran.case, maps[place.kind], place))
-            facts.chosen_tables[ran.case.name, place] = _table(ran.case, results)
+    chosen = facts.placed.chosen(facts.among()).placement
+    for ran, at in zip(kept, facts.slices, strict=True):
+        case, places = ran.case, [facts.placed.placements[k] for k in chosen[at]]
+        facts.beside[case.name] = {}
+        for place in dict.fromkeys(places):
+            items = tuple(item for item, its in zip(ran.items, places, strict=True) if its == place)
+            some = replace(case, facts=tuple(case.facts[item] for item in items))
+            noise = _table(some, run(design.fact_noise(some, maps[place.kind], place)))
+            mean = _table(case, run(design.fact_mean(case, maps[place.kind], place)))
+            facts.beside[case.name][place] = Beside(items, noise, mean)
     return facts, excluded
 
 

@@ -6,14 +6,17 @@ from functools import cache
 
 import pandas as pd
 import torch
+from torch import Tensor
 
 from patchscopes.data import DataSet, Passage
-from patchscopes.mappings import LINEAR, FitOptions, Kind, Mappings, Side, fit_several
+from patchscopes.mappings import LINEAR, FitOptions, Kind, Mappings, Moments, Pair, Quality, Side, fit_several
 from patchscopes.mappings import Mapping as Map
 from patchscopes.models import Model
-from patchscopes.passes import text_states
-from patchscopes.prompts import tokenize
+from patchscopes.passes import captured, text_states
+from patchscopes.prompts import resolve_positions, tokenize
+from patchscopes.spec import State
 from patchscopes.studies.cross_model.design import Design
+from patchscopes.studies.relations import Case, source
 
 Maps = Mapping[Kind, Mappings]
 HELD_OUT = 0.1  # of the sections that maps are fitted on
@@ -83,19 +86,46 @@ def _run(model: Model, ids: Sequence[tuple[int, ...]], layers: Sequence[int]) ->
         pass
 
 
-def map_table(maps: Maps) -> pd.DataFrame:
-    """A map a line: its R² on the text that was held out, over all dimensions and at the median one."""
+def on_subjects(design: Design, maps: Maps, cases: Sequence[Case]) -> dict[tuple[Kind, Pair], Quality]:
+    """How near maps bring states of subjects, which no prose may have had, to the target's own; {} without cases."""
+    sentences = {one.text: one for case in cases for one in (source(case, fact) for fact in case.facts)}
+    if not sentences:
+        return {}
+
+    def states(model: Model, layers: Sequence[int]) -> dict[int, Tensor]:
+        places = []
+        for text, sentence in sentences.items():
+            tokens = tokenize(model, text, bos="auto")
+            places.append((tokens.ids, resolve_positions(model, tokens, sentence.at or "last")[0]))
+        wanted = [State(ids, position, layer) for layer in layers for ids, position in places]
+        return dict(zip(layers, torch.split(captured(model, wanted), len(places)), strict=True))
+
+    moments = Moments(design.pairs)
+    moments.add(states(design.source, design.sources), states(design.target, design.targets))
+    return {
+        (kind, pair): moments.errors(pair, mappings[pair]).quality()
+        for kind, mappings in maps.items()
+        for pair in mappings.pairs
+    }
+
+
+def map_table(maps: Maps, subjects: Mapping[tuple[Kind, Pair], Quality]) -> pd.DataFrame:
+    """A map a line: R² on prose that was held out and on subjects, over all dimensions and at the median one."""
     rows = []
     for kind, mappings in maps.items():
         ridges = mappings.fitted.get("ridge", {})
-        for source, target in mappings.pairs:
-            quality = mappings[source, target].quality
+        for pair in mappings.pairs:
+            quality = mappings[pair].quality
+            of_subjects = subjects.get((kind, pair))
             assert quality is not None
             rows.append(
                 {
-                    "kind": kind, "source_layer": source, "target_layer": target, "r2": quality.r2,
+                    "kind": kind, "source_layer": pair[0], "target_layer": pair[1], "r2": quality.r2,
                     "r2_median": quality.r2_median, "n_held_out": quality.n_tokens,
-                    "ridge": ridges.get(f"{source}-{target}"), "digest": mappings[source, target].digest,
+                    "r2_subjects": of_subjects.r2 if of_subjects else None,
+                    "r2_median_subjects": of_subjects.r2_median if of_subjects else None,
+                    "n_subjects": of_subjects.n_tokens if of_subjects else 0,
+                    "ridge": ridges.get(f"{pair[0]}-{pair[1]}"), "digest": mappings[pair].digest,
                 }
             )  # fmt: skip
     return pd.DataFrame(rows)

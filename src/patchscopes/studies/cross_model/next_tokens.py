@@ -22,6 +22,7 @@ from patchscopes.studies.cross_model.maps import Maps
 from patchscopes.studies.cross_model.openings import Opening
 from patchscopes.studies.cross_model.placed import (
     OWN_STATE,
+    Beside,
     Floats,
     HeldOut,
     Placed,
@@ -36,7 +37,7 @@ from patchscopes.studies.texts import Score, Table
 # Where the target still computes behind the write, and where only its final norm and head read what is written.
 Where = Literal["inside", "head"]
 WHERE: tuple[Where, ...] = ("inside", "head")
-READS, FREQUENT = "the text itself", "the most frequent token"
+AS_TEXT, READS, FREQUENT = "the token as text", "the text itself", "the most frequent token"
 MEASURES: Mapping[str, Callable[[str, str], bool]] = {"same": same, "akin": akin}
 
 
@@ -93,7 +94,7 @@ class NextTokens:
     grids: Mapping[Kind, Table]
     own: Table
     items: tuple[int, ...]
-    chosen_tables: dict[Placement, Table]
+    beside: dict[Placement, Beside]
 
     @property
     def subjects(self) -> tuple[str, ...]:
@@ -129,6 +130,17 @@ class NextTokens:
         """The placements that some fold chose, the most frequent first."""
         return most_chosen(self.same.chosen(self.among(where)), self.same.placements)
 
+    @property
+    def scored_at(self) -> dict[Placement, tuple[int, ...]]:
+        """The items that are scored at each placement that some fold chose."""
+        found: dict[Placement, tuple[int, ...]] = {}
+        for where in WHERE:
+            chosen = self.same.chosen(self.among(where)).placement
+            for place in self.places(where):
+                number = self.same.placements.index(place)
+                found[place] = tuple(item for item, k in zip(self.items, chosen, strict=True) if k == number)
+        return found
+
     def held_out(self, where: Where, measure: str = "same") -> HeldOut:
         """The scores at the placements that were chosen without each item, beside every control."""
         found = HeldOut.of(
@@ -137,8 +149,9 @@ class NextTokens:
         score = self.score(measure)
         return found.along(
             {
-                **drawn_at(self.chosen_tables, score, self.items, found.places),
+                **drawn_at(self.beside, score, self.items, found.places),
                 OWN_STATE: own_at(self.own, score, self.items, found.places),
+                AS_TEXT: self.own.once("phrase-only", score, self.items),
                 READS: self.reads(measure),
                 FREQUENT: self.majority(measure),
             }
@@ -169,9 +182,11 @@ def run_next_tokens(
     if len(items) < FEWEST:
         raise DataError(f"{len(items)} of {len(openings)} passages have all results, and {FEWEST} are needed: {lost}.")
     outcome = NextTokens(design, found, said, grids, own, items, {})
-    for place in dict.fromkeys(place for where in WHERE for place in outcome.places(where)):
-        results = run(design.next_chosen(openings, maps[place.kind], place))
-        outcome.chosen_tables[place] = _table(results, len(openings))
+    for place, at in outcome.scored_at.items():
+        some = [openings[item] for item in at]
+        noise = _table(run(design.next_noise(some, maps[place.kind], place)), len(some))
+        mean = _table(run(design.next_mean(openings, maps[place.kind], place)), len(openings))
+        outcome.beside[place] = Beside(at, noise, mean)
     excluded = [Exclusion(openings[k].text[-60:], why.splitlines()[0], "passage") for k, why in lost.items()]
     return outcome, excluded
 

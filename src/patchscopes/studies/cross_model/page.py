@@ -10,7 +10,7 @@ from patchscopes.mappings import LINEAR
 from patchscopes.studies.cross_model.design import DRAWS, N_FOLDS, Design
 from patchscopes.studies.cross_model.facts import FREQUENT
 from patchscopes.studies.cross_model.findings import AKIN, FACTS, NEXT, By
-from patchscopes.studies.cross_model.next_tokens import READS
+from patchscopes.studies.cross_model.next_tokens import AS_TEXT, READS
 from patchscopes.studies.cross_model.placed import OWN_STATE
 from patchscopes.studies.figures import Bar, Curve, Panel, bars, draw
 from patchscopes.studies.headline import verdict
@@ -96,7 +96,7 @@ def page(design: Design, findings: Sequence[Finding], tables: Tables, left_out: 
         ),
         found=[
             *_maps(maps, design),
-            *_next(by, design),
+            *_next(by, tables["next-tokens"], design),
             *(_facts(by, tables, design) if has_facts else _no_facts(design)),
             "",
             *_beside(by, HEADLINES if has_facts else dict(list(HEADLINES.items())[:2])),
@@ -110,7 +110,10 @@ def page(design: Design, findings: Sequence[Finding], tables: Tables, left_out: 
             f"Holm's correction over the controls, or over the relations. “Shuffled” is the mean over {DRAWS} other "
             "passages, or other subjects of the relation, whatever their answers. “The target's own state” is the "
             f"one that {target} itself has of the same token of the same text, read and written at the same ℓ*: what a "
-            f"perfect map could bring there. “The text itself” is what {target} says next when it reads the text. "
+            "perfect map could bring there. “The token as text” is the token that is read, in the placeholder's stead: "
+            "what needs no more of the text than its last token. “The text itself” is what the target says next when "
+            f"it reads the text. What is named of facts that {source} does not give from text, {target} has looked up "
+            "itself: there the state can only have told which subject it is of, and the others show no more than that. "
             "R² have no interval: they are of one held-out part of the prose."
         ),
         left_out=left_out,
@@ -118,24 +121,29 @@ def page(design: Design, findings: Sequence[Finding], tables: Tables, left_out: 
 
 
 def _maps(maps: pd.DataFrame, design: Design) -> list[str]:
-    n = int(maps.n_held_out.iloc[0])
-    lines = []
+    n, n_subjects = int(maps.n_held_out.iloc[0]), int(maps.n_subjects.iloc[0])
+    prose, subjects = [], []
     for kind in LINEAR:
         of_kind = maps[(maps.kind == kind) & (maps.source_layer > 0)]
         best = of_kind.loc[of_kind.r2_median.idxmax()]
-        lines.append(
-            f"{kind} {shown(best.r2_median)} ({int(best.source_layer)} → {int(best.target_layer)}; "
-            f"{shown(best.r2)} over all dimensions together)"
-        )
-    where = "" if design.setup.out is None else "; kept in mappings/, for `patchscopes inspect --mapping`"
-    return [
-        f"- Maps: at {n:,} positions of held-out text, the best R² of the median dimension, at ℓ ≥ 1, is "
-        f"{', '.join(lines)}. A few dimensions can hold most of the variance, so that R² over all of them says little "
-        f"of the others. All {len(maps)} maps are in the table “maps”{where}.",
+        place = f"{kind} {int(best.source_layer)} → {int(best.target_layer)}"
+        prose.append(f"{shown(best.r2_median)} ({place}; {shown(best.r2)} over all dimensions together)")
+        subjects.append(f"{shown(best.r2_median_subjects)} ({kind})" if n_subjects else "")
+    where = "" if design.setup.out is None else " They are kept in mappings/, for `patchscopes inspect --mapping`."
+    lines = [
+        f"- Maps: at {n:,} positions of held-out prose, the best R² of the median dimension, at ℓ ≥ 1, is "
+        f"{', '.join(prose)}. A few dimensions can hold most of the variance, so that R² over all of them says little "
+        f"of the others. All {len(maps)} maps are in the table “maps”.{where}"
     ]
+    if n_subjects:
+        lines.append(
+            f"- The same maps on the last tokens of {n_subjects} sentences about the subjects of facts, which are not "
+            f"of the prose: {', '.join(subjects)}. What is lost there is lost for the facts below."
+        )
+    return lines
 
 
-def _next(by: By, design: Design) -> list[str]:
+def _next(by: By, table: pd.DataFrame, design: Design) -> list[str]:
     source, target = design.source.id, design.target.id
     lines = []
     for where, label in (
@@ -146,7 +154,9 @@ def _next(by: By, design: Design) -> list[str]:
         lines.append(
             f"- {label} {target}: at a placement chosen on other passages it says the next token of {source} in "
             f"{by[name, None]} of {by[name, None].n_items} passages; {by[name, 'shuffled']} more than with other "
-            f"passages' states, {by[name, 'zero']} more than with the bias alone. {verdict(by, name)}"
+            f"passages' states, {by[name, 'zero']} more than with the bias alone, {by[name, AS_TEXT]} more than with "
+            f"the token itself as text. {verdict(by, name)} Chosen most often: "
+            f"{_placements(table, f'n_chosen_{where}')}."
         )
     return [
         *lines,
@@ -179,10 +189,6 @@ def _facts(by: By, tables: Tables, design: Design) -> list[str]:
                 f"- Of the {some.n_items} facts that {whom} from text, {some} are named, "
                 f"{by[f'{FACTS}/{which}', 'shuffled']} more than shuffled."
             )
-    lines.append(
-        f"- What is named of facts that {source} does not give, {target} must have looked up itself: there the state "
-        "has said which subject it is, and no more is shown of the others either."
-    )
     lines.append(_best(by, FACTS, "fact"))
     return lines
 
@@ -199,10 +205,11 @@ def _no_facts(design: Design) -> list[str]:
     return [f"- Facts: none are reported, since {design.target.id} gives too few of them from text."]
 
 
-def _placements(table: pd.DataFrame, n: int = 3) -> str:
+def _placements(table: pd.DataFrame, column: str = "n_chosen", n: int = 3) -> str:
     """The placements that were chosen most often."""
-    chosen = table[table.n_chosen > 0].nlargest(n, "n_chosen")
-    return ", ".join(f"{r.kind} {r.source_layer} → {r.target_layer} ({r.n_chosen})" for r in chosen.itertuples())
+    chosen = table[table[column] > 0].nlargest(n, column)
+    lines = zip(chosen.kind, chosen.source_layer, chosen.target_layer, chosen[column], strict=True)
+    return ", ".join(f"{kind} {source} → {target} ({count})" for kind, source, target, count in lines)
 
 
 def _beside(by: By, names: Mapping[str, str]) -> list[str]:

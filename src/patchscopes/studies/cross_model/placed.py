@@ -17,6 +17,7 @@ from patchscopes.studies.cross_model.design import DRAWS, N_FOLDS, Placement
 from patchscopes.studies.texts import Score, Table
 
 Floats = NDArray[np.float64]
+NOISE = ("random", "random-state")
 OWN_STATE = "the target's own state"  # what a perfect map could bring
 
 
@@ -123,20 +124,32 @@ class HeldOut:
         return HeldOut(tuple(self.places[k] for k in at), self.own[at], {c: v[at] for c, v in self.beside.items()})
 
 
+@dataclass(frozen=True, slots=True)
+class Beside:
+    """The controls that need cells of their own, at one placement: noise for the items that have it as theirs.
+
+    The mean is over all items but one, and so it is run with all of them. Rows of `noise` have their items' places in
+    `items` as index, those of `mean` the items themselves.
+    """
+
+    items: tuple[int, ...]
+    noise: Table
+    mean: Table
+
+
 def drawn_at(
-    tables: Mapping[Placement, Table], score: Score, items: Sequence[int], places: Sequence[Placement]
+    beside: Mapping[Placement, Beside], score: Score, items: Sequence[int], places: Sequence[Placement]
 ) -> dict[str, Floats]:
-    """The mean score of each item with the controls that need cells of their own, at its own place (item)."""
-    return {
-        control: np.array(
-            [
-                tables[place].drawn(control, score, [item], [place.pair], draws).mean()
-                for item, place in zip(items, places, strict=True)
-            ],
-            dtype=float,
-        )
-        for control, draws in (("random", DRAWS), ("random-state", DRAWS), ("mean", 1))
-    }
+    """The mean score of each item with random, random-state and mean, at its own place (item)."""
+    found: dict[str, list[float]] = {"random": [], "random-state": [], "mean": []}
+    for item, place in zip(items, places, strict=True):
+        one = beside[place]
+        k = one.items.index(item)
+        for control in NOISE:
+            values = one.noise.drawn(control, lambda _, row, item=item: score(item, row), [k], [place.pair], DRAWS)  # type: ignore[misc]
+            found[control].append(values.mean())
+        found["mean"].append(one.mean.drawn("mean", score, [item], [place.pair], 1).mean())
+    return {control: np.array(values, dtype=float) for control, values in found.items()}
 
 
 def own_at(table: Table, score: Score, items: Sequence[int], places: Sequence[Placement]) -> Floats:

@@ -15,7 +15,7 @@ from patchscopes.models.registry import DEFAULT_MODEL, REGISTRY
 from patchscopes.studies.cross_model.design import DRAWS, FEWEST, N_FOLDS, Design
 from patchscopes.studies.cross_model.facts import FEWEST_OF_RELATION, Facts, cases_of, known_cases, run_facts
 from patchscopes.studies.cross_model.findings import all_findings
-from patchscopes.studies.cross_model.maps import Maps, fit_seconds, fitted_maps, map_table, stand_ins
+from patchscopes.studies.cross_model.maps import Maps, fit_seconds, fitted_maps, map_table, on_subjects, stand_ins
 from patchscopes.studies.cross_model.next_tokens import WHERE, NextTokens, compared, run_next_tokens
 from patchscopes.studies.cross_model.openings import FIRST, LAST, Texts, deal
 from patchscopes.studies.cross_model.page import figures, page
@@ -92,7 +92,8 @@ def _most(design: Design, texts: Texts, cases: Sequence[Case]) -> list[Stage]:
     stages.append(design.next_own(openings))
     place = design.placements(design.inner_targets)[-1]
     mappings: Mappings = maps[place.kind]
-    stages.append(replace(design.next_chosen(openings, mappings, place), times=2 * N_FOLDS))
+    stages.append(replace(design.next_noise(openings, mappings, place), times=2))  # in all, for both ℓ*
+    stages.append(replace(design.next_mean(openings, mappings, place), times=2 * N_FOLDS))
     stages.append(design.walk_next(openings[:N_SHOWN], mappings))
     for case in cases:
         stages += [design.asked(model, case) for model in (design.source, design.target)]
@@ -100,7 +101,8 @@ def _most(design: Design, texts: Texts, cases: Sequence[Case]) -> list[Stage]:
         if len(some.facts) < FEWEST_OF_RELATION:
             continue
         stages += [design.fact_grid(some, maps[kind]) for kind in LINEAR]
-        stages += [design.fact_own(some), replace(design.fact_chosen(some, mappings, place), times=N_FOLDS)]
+        stages += [design.fact_own(some), design.fact_noise(some, mappings, place)]
+        stages.append(replace(design.fact_mean(some, mappings, place), times=N_FOLDS))
     if cases:
         stages.append(design.walk_fact(replace(cases[0], facts=cases[0].facts[:N_SHOWN]), mappings))
     return stages
@@ -109,10 +111,11 @@ def _most(design: Design, texts: Texts, cases: Sequence[Case]) -> list[Stage]:
 def _report(found: Outcome, began: float) -> Report:
     design, tokens, facts = found.design, found.tokens, found.facts
     findings = all_findings(tokens, facts)
+    cases = [ran.case for ran in facts.ran] if facts is not None else []
     notes = [*found.data.notes, *_notes(found)]
     tables = {
         "findings": findings_table(findings),
-        "maps": map_table(found.maps),
+        "maps": map_table(found.maps, on_subjects(design, found.maps, cases)),
         "next-tokens": next_token_table(tokens),
         "passages": passage_table(tokens),
     }

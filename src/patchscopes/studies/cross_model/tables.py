@@ -17,17 +17,17 @@ from patchscopes.studies.headline import DIFFERENCE
 def next_token_table(tokens: NextTokens) -> pd.DataFrame:
     """By placement: equal next tokens, with shuffled states, with the bias alone; tokens that are akin."""
     akin, same = tokens.placed("akin"), tokens.same
-    chosen = Counter(place for where in WHERE for place in tokens.held_out(where).places)
+    chosen = {f"n_chosen_{where}": Counter(tokens.held_out(where).places) for where in WHERE}
     more = {"akin": akin.own.mean(axis=0), "akin_adjusted": akin.adjusted.mean(axis=0)}
     return _grid(same, more, chosen)
 
 
 def fact_table(facts: Facts) -> pd.DataFrame:
     """By placement: hits, with shuffled states, with the bias alone."""
-    return _grid(facts.placed, {}, Counter(facts.held_out.places))
+    return _grid(facts.placed, {}, {"n_chosen": Counter(facts.held_out.places)})
 
 
-def _grid(placed: Placed, more: Mapping[str, Floats], chosen: Counter[Placement]) -> pd.DataFrame:
+def _grid(placed: Placed, more: Mapping[str, Floats], chosen: Mapping[str, Counter[Placement]]) -> pd.DataFrame:
     """A placement a line; `low` and `high` are of the score minus that of shuffled states, `adjusted`."""
     intervals = mean_intervals(placed.adjusted, placed.subjects, seed=placed.seed, bounds=DIFFERENCE, own=placed.own)
     own, zero = placed.own.mean(axis=0), placed.zero.mean(axis=0)
@@ -37,7 +37,8 @@ def _grid(placed: Placed, more: Mapping[str, Floats], chosen: Counter[Placement]
             "kind": place.kind, "source_layer": place.source, "target_layer": place.target, "own": own[k],
             "shuffled": shuffled[k], "zero": zero[k], "adjusted": i.estimate, "low": i.low, "high": i.high,
             **{name: values[k] for name, values in more.items()},
-            "n_items": i.n_items, "n_subjects": i.n_subjects, "n_chosen": chosen[place],
+            "n_items": i.n_items, "n_subjects": i.n_subjects,
+            **{name: counts[place] for name, counts in chosen.items()},
         }
         for k, (place, i) in enumerate(zip(placed.placements, intervals, strict=True))
     ]  # fmt: skip
