@@ -18,6 +18,7 @@ STUDIES: Mapping[str, str] = MappingProxyType(
         "tokenization": "how the split of a name into tokens changes its resolution",
         "attribute-extraction": "what attributes a state holds, beside a probe",
         "cross-model": "what a model makes of another one's states, through maps fitted on text",
+        "multi-hop": "whether the first hop's state, written into the second, answers what text does not",
     }
 )
 
