@@ -69,9 +69,19 @@ def held_out_quality(
 ) -> dict[Pair, Quality]:
     """How well each mapping does on `texts`, all of them; the models must be those that it was fitted for."""
     mappings.check(source, target)
-    data = FitTexts.of(source, target, texts, replace(options, held_out=0.0))
-    moments = _moments(source, target, data.parts["fit"], mappings.pairs)
+    moments = moments_of(source, target, texts, mappings.pairs, options=options)
     return {pair: moments.errors(pair, mappings[pair]).quality() for pair in mappings.pairs}
+
+
+def moments_of(
+    source: Model, target: Model, texts: Texts, pairs: Iterable[Pair], *, options: FitOptions = DEFAULTS
+) -> Moments:
+    """The moments of `texts`, all of them: what the qualities of several mappings follow from, in one go.
+
+    Raises as `fit` does.
+    """
+    data = FitTexts.of(source, target, texts, replace(options, held_out=0.0))
+    return _moments(source, target, data.parts["fit"], _checked(source, target, pairs))
 
 
 def _checked(source: Model, target: Model, pairs: Iterable[Pair]) -> tuple[Pair, ...]:

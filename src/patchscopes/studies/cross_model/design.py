@@ -2,7 +2,7 @@ r"""What cross-model runs: which layer pairs, which texts and facts, and how it 
 
 M is the source model and M* the target, of another family. Three things are done with one set of maps:
 
-    fit          prose, at positions where both tokenisations agree → f for every (ℓ, ℓ*) and kind
+    fit          prose and sentences about names, where both tokenisations agree → f for every (ℓ, ℓ*) and kind
     next token   the beginning of a passage, read in M at its last token, written over the last token of
                  "cat -> cat\n1135 -> 1135\nhello -> hello\n?" in M*: is M*'s next token the one of M?
     facts        a subject in a carrier sentence, read in M, written over "x" in "The capital of x" in M*
@@ -58,7 +58,9 @@ class Scale:
     sources: tuple[float, ...]  # ℓ of M
     targets: tuple[float, ...]  # ℓ* of M*
     compared: float  # share of the prose whose next tokens are compared
-    fitted: float  # share that maps are fitted and held out on; what is left of the prose is not read
+    held_out: float  # share that the R² of maps is taken on
+    fitted: float  # share that maps are fitted on; what is left of the prose is not read
+    n_sentences: int  # about names that are not asked for, which maps are fitted on too
     n_passages: int
     relations: tuple[str, ...]
     n_asked: int  # facts of a relation that both models are asked for
@@ -71,7 +73,9 @@ FULL = Scale(
     sources=(0.0, 0.07, 0.13, 0.23, 0.4, 0.6, 0.8, 1.0),
     targets=(0.0, 0.07, 0.2, 0.33, 0.55, 0.8, 1.0),
     compared=0.25,
-    fitted=0.75,
+    held_out=0.08,
+    fitted=0.67,
+    n_sentences=3000,
     n_passages=300,
     relations=(
         "author country", "book author", "city country", "country capital", "country currency", "country language",
@@ -86,7 +90,9 @@ QUICK = Scale(
     sources=(0.0, 0.13, 0.33),
     targets=(0.07, 0.33, 1.0),
     compared=0.06,
-    fitted=0.15,
+    held_out=0.02,
+    fitted=0.1,
+    n_sentences=500,
     n_passages=60,
     relations=("country capital", "country language", "country largest city"),
     n_asked=30,

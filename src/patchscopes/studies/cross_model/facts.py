@@ -19,6 +19,7 @@ from patchscopes.mappings import LINEAR, Kind
 from patchscopes.results import Results
 from patchscopes.studies.cross_model.design import DRAWS, FEWEST, Design, Placement
 from patchscopes.studies.cross_model.maps import Maps
+from patchscopes.studies.cross_model.names import FITTED
 from patchscopes.studies.cross_model.placed import (
     OWN_STATE,
     Beside,
@@ -56,8 +57,13 @@ class Known:
     both: frozenset[str]
 
 
-def cases_of(design: Design, relations: Sequence[Relation]) -> tuple[list[Case], list[Exclusion]]:
-    """The relations to ask for, each with a prompt that works on both models and as many facts as are asked."""
+def cases_of(
+    design: Design, relations: Sequence[Relation], names: frozenset[str]
+) -> tuple[list[Case], list[Exclusion]]:
+    """The relations to ask for, each with a prompt that works on both models and as many facts as are asked.
+
+    Facts are asked of `names` alone.
+    """
     cases, excluded = [], []
     for relation in (relation for relation in relations if relation.name in design.scale.relations):
         facts = shuffled_facts(design.setup, relation)
@@ -69,7 +75,7 @@ def cases_of(design: Design, relations: Sequence[Relation]) -> tuple[list[Case],
         case = Case(relation, prompt, ())
         usable: list[Fact] = []
         for fact in facts:
-            if reason := _unusable(design, case, fact):
+            if reason := _unusable(design, case, fact, names):
                 excluded.append(case.without(fact, reason))
             elif len(usable) == design.scale.n_asked:
                 reason = f"beyond the {design.scale.n_asked} facts of a relation that the models are asked for"
@@ -81,8 +87,10 @@ def cases_of(design: Design, relations: Sequence[Relation]) -> tuple[list[Case],
     return cases, excluded
 
 
-def _unusable(design: Design, case: Case, fact: Fact) -> str:
+def _unusable(design: Design, case: Case, fact: Fact, names: frozenset[str]) -> str:
     """Why a fact is not asked for; "" where it can be."""
+    if fold(fact.subject) not in names:
+        return FITTED
     if fact.leaks:
         return COPIED
     sentence = source(case, fact)

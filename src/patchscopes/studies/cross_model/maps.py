@@ -1,15 +1,28 @@
 """The maps of all (ℓ, ℓ*): fitted once, kept in `out`, and how well each does on text that was held out."""
 
+import hashlib
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cache
 
 import pandas as pd
 import torch
 from torch import Tensor
 
-from patchscopes.data import DataSet, Passage
-from patchscopes.mappings import LINEAR, FitOptions, Kind, Mappings, Moments, Pair, Quality, Side, fit_several
+from patchscopes.data import Passage
+from patchscopes.mappings import (
+    LINEAR,
+    FitOptions,
+    Kind,
+    Mappings,
+    Moments,
+    Pair,
+    Quality,
+    Side,
+    fit_several,
+    moments_of,
+)
 from patchscopes.mappings import Mapping as Map
 from patchscopes.models import Model
 from patchscopes.passes import captured, text_states
@@ -19,31 +32,47 @@ from patchscopes.studies.cross_model.design import Design
 from patchscopes.studies.relations import Case, source
 
 Maps = Mapping[Kind, Mappings]
-HELD_OUT = 0.1  # of the sections that maps are fitted on
-TIMED = 4  # passages that are run to tell how long the fit takes
+TIMED = 8  # passages that are run to tell how long the fit takes
 
 
-def fitted_maps(design: Design, data: DataSet[Passage], passages: Sequence[Passage]) -> Maps:
+def fitted_maps(design: Design, fit: Sequence[Passage], held_out: Sequence[Passage]) -> Maps:
     """Maps of every kind: those in `out` where they are of this text, else fitted, all from the same passes.
+
+    Their qualities are those on the prose that is held out.
 
     Raises MappingError for text too short, and where those in `out` were fitted for other weights.
     """
     setup = design.setup
-    options = FitOptions(held_out=HELD_OUT, seed=setup.seed, tell=lambda said: setup.tell(f"fitting maps: {said}"))
+    options = FitOptions(held_out=0.0, seed=setup.seed, tell=lambda said: setup.tell(f"fitting maps: {said}"))
 
     @cache
     def made() -> dict[Kind, Mappings]:
-        return fit_several(design.source, design.target, passages, design.pairs, kinds=LINEAR, options=options)
+        found = fit_several(design.source, design.target, fit, design.pairs, kinds=LINEAR, options=options)
+        moments = moments_of(design.source, design.target, held_out, design.pairs, options=options)
+        return {kind: measured(mappings, moments) for kind, mappings in found.items()}
 
     # Not the models: a map in `out` that is of others must be refused, and not fitted anew over it.
     key = {
-        "data_sha256": data.sha256, "n_passages": len(passages), "pairs": [list(pair) for pair in design.pairs],
-        "held_out": HELD_OUT, "seed": setup.seed,
+        "fit_sha256": _hash(fit), "held_out_sha256": _hash(held_out),
+        "pairs": [list(pair) for pair in design.pairs], "seed": setup.seed,
     }  # fmt: skip
     found = {kind: setup.fitted(kind, key, lambda kind=kind: made()[kind]) for kind in LINEAR}  # type: ignore[misc]
     for mappings in found.values():
         mappings.check(design.source, design.target)
     return found
+
+
+def measured(mappings: Mappings, moments: Moments) -> Mappings:
+    """The mappings, each with its quality where `moments` are from."""
+    by_pair = {
+        pair: replace(mapping, quality=moments.errors(pair, mapping).quality())
+        for pair, mapping in mappings.by_pair.items()
+    }
+    return replace(mappings, by_pair=by_pair)
+
+
+def _hash(passages: Sequence[Passage]) -> str:
+    return hashlib.sha256("\0".join(passage.text for passage in passages).encode()).hexdigest()
 
 
 def stand_ins(design: Design) -> Maps:
@@ -62,7 +91,8 @@ def stand_ins(design: Design) -> Maps:
 
 def fit_seconds(design: Design, passages: Sequence[Passage]) -> float:
     """How long a fit takes here: passes over all of the text by both models, products of states, decompositions."""
-    some = sorted(passages, key=lambda passage: len(passage.text))[len(passages) // 2 :][:TIMED]
+    ordered = sorted(passages, key=lambda passage: len(passage.text))
+    some = ordered[:: max(len(ordered) // TIMED, 1)][:TIMED]  # of all lengths
     share = sum(len(passage.text) for passage in passages) / max(sum(len(passage.text) for passage in some), 1)
     seconds, n_tokens = 0.0, 0
     for model, layers in ((design.source, design.sources), (design.target, design.targets)):

@@ -1,4 +1,4 @@
-"""Prose → what maps are fitted on, and openings: beginnings of passages whose next token is compared.
+"""Prose → what maps are fitted on and measured on, and openings: beginnings of passages whose next token is compared.
 
 No section is in two parts, so that nothing near an opening was fitted on. An opening ends with a token at which both
 tokenisations agree, also where the text ends there, so that both models stand behind the same characters.
@@ -33,23 +33,25 @@ class Opening:
 
 @dataclass(frozen=True)
 class Texts:
-    """What maps are fitted on, the openings, and what was left out. `n_tokens` is the size of the fit part in M."""
+    """The openings, what maps are fitted on and what their R² is taken on, and what was left out."""
 
-    fit: tuple[Passage, ...]
     openings: tuple[Opening, ...]
+    held_out: tuple[Passage, ...]
+    fit: tuple[Passage, ...]
     excluded: tuple[Exclusion, ...]
 
 
 def deal(
-    source: Model, target: Model, data: DataSet[Passage], shares: tuple[float, float], n_most: int, seed: int
+    models: tuple[Model, Model], data: DataSet[Passage], shares: tuple[float, float, float], *, n_most: int, seed: int
 ) -> Texts:
-    """Deal the sections into a part for openings and one to fit on, of these shares; the rest is not read.
+    """Deal the sections into parts of these shares: for openings, for R², to fit on. The rest is not read.
 
     Raises DataError where there are fewer sections than parts, MappingError where no opening is found.
     """
+    source, target = models
     rest = 1 - sum(shares)
     parts = split_sections(data.items, (*shares, rest) if rest > 1e-6 else shares, seed=seed)
-    excluded = [_left(passage, "--quick: prose that is not read") for part in parts[2:] for passage in part]
+    excluded = [_left(passage, "--quick: prose that is not read") for part in parts[3:] for passage in part]
     found: list[Opening] = []
     order = philox("openings", seed).permutation(len(parts[0]))
     passages = [parts[0][k] for k in order]
@@ -64,7 +66,7 @@ def deal(
             excluded.append(_left(passage, opening))
     if not found:
         raise _never_agree(source, target, passages, excluded)
-    return Texts(parts[1], tuple(found), tuple(excluded))
+    return Texts(tuple(found), parts[1], parts[2], tuple(excluded))
 
 
 def _opening(source: Model, target: Model, passage: Passage, seed: int) -> Opening | str:

@@ -13,7 +13,7 @@ from patchscopes.studies.cross_model.findings import AKIN, FACTS, NEXT, By
 from patchscopes.studies.cross_model.next_tokens import AS_TEXT, READS
 from patchscopes.studies.cross_model.placed import OWN_STATE
 from patchscopes.studies.figures import Bar, Curve, Panel, bars, draw
-from patchscopes.studies.headline import verdict
+from patchscopes.studies.headline import NEEDED, verdict
 from patchscopes.studies.report import Finding, framed, shown, shown_p
 
 NOTE = "Bars: 95 % intervals over {}."
@@ -87,14 +87,16 @@ def page(design: Design, findings: Sequence[Finding], tables: Tables, left_out: 
         title=f"Cross-model: states of {source} in {target}",
         opening=(
             f"Is a state of {source} of use to {target}, a model with other weights, width and tokens? A linear map "
-            f"takes states at ℓ of {source} to states at ℓ* of {target}. It was fitted on prose, at positions where "
-            "both tokenisations have one token of the same characters. What it makes of a state of text that it was "
-            f"not fitted on is written into a prompt of {target}. Wherever one placement (kind of map, ℓ, ℓ*) is "
+            f"takes states at ℓ of {source} to states at ℓ* of {target}. It was fitted on prose and on sentences "
+            "about names, at positions where both tokenisations have one token of the same characters. What it makes "
+            f"of a state of other prose, or of another name, is written into a prompt of {target}. Wherever one placement (kind of map, ℓ, ℓ*) is "
             f"named, it was chosen on the items of the other {N_FOLDS - 1} of {N_FOLDS} folds. The same was done with "
             "other items' states (shuffled), with their mean, with unrelated states, with noise, and with a vector of "
             "zeros, of which a map makes its bias: what the bias alone brings is no knowledge of any state."
         ),
         found=[
+            *_short(by, design),
+            "",
             *_maps(maps, design),
             *_next(by, tables["next-tokens"], design),
             *(_facts(by, tables, design) if has_facts else _no_facts(design)),
@@ -105,8 +107,8 @@ def page(design: Design, findings: Sequence[Finding], tables: Tables, left_out: 
         ],
         certainty=(
             "Intervals are 95 %, bootstrapped over passages (next tokens) and subjects (facts; a country of three "
-            "relations is one). Passages of a section are counted as if they were independent; no section is both in "
-            "the text that was fitted on and among them. p are of sign flips of whole passages or subjects, with "
+            "relations is one). Passages of a section are counted as if they were independent; no section and no "
+            "name is both in the text that was fitted on and among them. p are of sign flips of whole passages or subjects, with "
             f"Holm's correction over the controls, or over the relations. “Shuffled” is the mean over {DRAWS} other "
             "passages, or other subjects of the relation, whatever their answers. “The target's own state” is the "
             f"one that {target} itself has of the same token of the same text, read and written at the same ℓ*: what a "
@@ -118,6 +120,38 @@ def page(design: Design, findings: Sequence[Finding], tables: Tables, left_out: 
         ),
         left_out=left_out,
     )
+
+
+def _short(by: By, design: Design) -> list[str]:
+    """All of it in a few sentences, which the figures decide."""
+    source, target = design.source.id, design.target.id
+    inside, head = (f"{NEXT}/{where}" for where in ("inside", "head"))
+    lines = [
+        f"In short: written below the last layer, a mapped state of {source} tells {target} of the next token "
+        f"{_more(by, inside)}; {_than_text(by[inside, READS])}. At the last layer, where it is only read out, it tells "
+        f"{_more(by, head)}; {_than_text(by[head, READS])}."
+    ]
+    if (name := f"{FACTS}/all") in {found for found, _ in by}:
+        lines.append(f"Of a subject's facts it tells {_more(by, name)}; {_than_own(by[name, OWN_STATE])}.")
+    return lines
+
+
+def _more(by: By, name: str) -> str:
+    """What a score is beside the controls of rule 17, and beside the bias."""
+    stands = all(by[name, control].stands for control in (*NEEDED, "zero"))
+    return "more than any control does" if stands else "nothing that all controls would not tell as well"
+
+
+def _than_text(left: Finding) -> str:
+    if left.high < 0:
+        return "reading the text itself tells more"
+    return "more than reading the text itself" if left.low > 0 else "not told apart from reading the text itself"
+
+
+def _than_own(left: Finding) -> str:
+    if left.high < 0:
+        return "the target's own state of the subject, at the same layer, tells more"
+    return "no less than the target's own state at the same layer, as far as can be told"
 
 
 def _maps(maps: pd.DataFrame, design: Design) -> list[str]:

@@ -16,6 +16,7 @@ from patchscopes.studies.cross_model.design import DRAWS, FEWEST, N_FOLDS, Desig
 from patchscopes.studies.cross_model.facts import FEWEST_OF_RELATION, Facts, cases_of, known_cases, run_facts
 from patchscopes.studies.cross_model.findings import all_findings
 from patchscopes.studies.cross_model.maps import Maps, fit_seconds, fitted_maps, map_table, on_subjects, stand_ins
+from patchscopes.studies.cross_model.names import asked_names, sentences
 from patchscopes.studies.cross_model.next_tokens import WHERE, NextTokens, compared, run_next_tokens
 from patchscopes.studies.cross_model.openings import FIRST, LAST, Texts, deal
 from patchscopes.studies.cross_model.page import figures, page
@@ -53,18 +54,22 @@ def run(model: Model, **options: Unpack[StudyOptions]) -> Report:
     design = Design.of(setup)
     data = load_prose(setup.data)
     scale = design.scale
-    texts = deal(design.source, design.target, data, (scale.compared, scale.fitted), scale.n_passages, setup.seed)
+    shares = scale.compared, scale.held_out, scale.fitted
+    texts = deal((design.source, design.target), data, shares, n_most=scale.n_passages, seed=setup.seed)
     relations = load_relations()
-    cases, excluded = cases_of(design, relations.items)
-    setup.announce(_most(design, texts, cases), less=LESS, before_s=fit_seconds(design, texts.fit))
-    maps = fitted_maps(design, data, texts.fit)
+    names = asked_names(relations.items, setup.seed)
+    about, clashing = sentences(relations.items, names, scale.n_sentences, setup.seed)
+    cases, excluded = cases_of(design, relations.items, names)
+    fit = (*texts.fit, *about)
+    setup.announce(_most(design, texts, cases), less=LESS, before_s=fit_seconds(design, (*fit, *texts.held_out)))
+    maps = fitted_maps(design, fit, texts.held_out)
     said = Vocabulary(design.target)
     found = compared(design, texts.openings, (Vocabulary(design.source), said))
     tokens, lost = run_next_tokens(design, maps, found, said)
     known, unknown = known_cases(design, cases)
     facts, failed = run_facts(design, maps, known)
     left = [*data.excluded, *texts.excluded, *found.excluded, *lost]
-    left += [*relations.excluded, *excluded, *unknown, *failed]
+    left += [*clashing, *relations.excluded, *excluded, *unknown, *failed]
     report = _report(Outcome(design, data, texts, maps, tokens, facts, tuple(left)), began)
     if setup.out is not None:
         report.write(setup.out)
