@@ -24,6 +24,7 @@ SCHEMA = "patchscopes.study/1"
 # What of the provenance stands on the page, and how it is called there.
 MADE_BY = {
     "model": "model",
+    "target": "target model",
     "data": "data",
     "quick": "quick",
     "seed": "seed",
@@ -145,6 +146,7 @@ def provenance_of(setup: Setup, *, data: DataSet[Any], design: Mapping[str, Any]
     """What made a report (rule 22): the model, the data by its hash, the design with its thinning, versions, commit."""
     return {
         "model": setup.model.describe(),
+        **({} if setup.target is None else {"target": setup.target.describe()}),
         "data": {"name": data.name, "source": data.source, "sha256": data.sha256, "n_read": data.n_read},
         "design": dict(design),
         "quick": setup.quick,

@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 
 from patchscopes.analysis.intervals import Interval
 from patchscopes.mappings import LINEAR
-from patchscopes.studies.cross_model.design import DRAWS, N_FOLDS, Design
+from patchscopes.studies.cross_model.design import DRAWS, Design
 from patchscopes.studies.cross_model.facts import FREQUENT
 from patchscopes.studies.cross_model.findings import AKIN, FACTS, NEXT, By
 from patchscopes.studies.cross_model.next_tokens import AS_TEXT, READS
@@ -34,7 +34,7 @@ def figures(findings: Sequence[Finding], tables: Tables) -> dict[str, Figure]:
                 Panel(f"{kind} maps", _r2(tables["maps"], kind), "R² of the median dimension", zero=0.0)
                 for kind in LINEAR
             ],
-            note=f"On text that was held out; values below {LOWEST:g} are drawn there.",
+            note=f"On text that was held out; values below {shown(LOWEST)} are drawn there.",
         ),
         "next-tokens": _grid(tables["next-tokens"], "same next token, minus shuffled", "passages"),
         "next-token-controls": _controls(findings, f"{NEXT}/inside", "passages"),
@@ -75,7 +75,7 @@ def _grid(table: pd.DataFrame, label: str, whose: str) -> Figure:
 
 def _controls(findings: Sequence[Finding], name: str, whose: str) -> Figure:
     found = [Bar(f"minus {f.control}" if f.control else "held out", f.interval) for f in findings if f.name == name]
-    return bars(found, title=name, x_label="share", note=NOTE.format(whose))
+    return bars(found, title=HEADLINES[name], x_label="share", note=NOTE.format(whose))
 
 
 def page(design: Design, findings: Sequence[Finding], tables: Tables, left_out: Sequence[str]) -> str:
@@ -89,10 +89,11 @@ def page(design: Design, findings: Sequence[Finding], tables: Tables, left_out: 
             f"Is a state of {source} of use to {target}, a model with other weights, width and tokens? A linear map "
             f"takes states at ℓ of {source} to states at ℓ* of {target}. It was fitted on prose and on sentences "
             "about names, at positions where both tokenisations have one token of the same characters. What it makes "
-            f"of a state of other prose, or of another name, is written into a prompt of {target}. Wherever one placement (kind of map, ℓ, ℓ*) is "
-            f"named, it was chosen on the items of the other {N_FOLDS - 1} of {N_FOLDS} folds. The same was done with "
-            "other items' states (shuffled), with their mean, with unrelated states, with noise, and with a vector of "
-            "zeros, of which a map makes its bias: what the bias alone brings is no knowledge of any state."
+            f"of a state of other prose, or of another name, is written into a prompt of {target}. Wherever one "
+            f"placement (kind of map, ℓ, ℓ*) is named, it was chosen on the items of the other {N_FOLDS - 1} of "
+            f"{N_FOLDS} folds. The same was done with other items' states (shuffled), with their mean, with unrelated "
+            "states, with noise, and with a vector of zeros, of which a map makes its bias: what the bias alone brings "
+            "is no knowledge of any state."
         ),
         found=[
             *_short(by, design),
@@ -108,9 +109,9 @@ def page(design: Design, findings: Sequence[Finding], tables: Tables, left_out: 
         certainty=(
             "Intervals are 95 %, bootstrapped over passages (next tokens) and subjects (facts; a country of three "
             "relations is one). Passages of a section are counted as if they were independent; no section and no "
-            "name is both in the text that was fitted on and among them. p are of sign flips of whole passages or subjects, with "
-            f"Holm's correction over the controls, or over the relations. “Shuffled” is the mean over {DRAWS} other "
-            "passages, or other subjects of the relation, whatever their answers. “The target's own state” is the "
+            "name is both in the text that was fitted on and among them. p are of sign flips of whole passages or "
+            "subjects, with Holm's correction over the controls, or over the relations. “Shuffled” is the mean over "
+            f"{DRAWS} other passages, or other subjects of the relation, whatever their answers. “The target's own state” is the "
             f"one that {target} itself has of the same token of the same text, read and written at the same ℓ*: what a "
             "perfect map could bring there. “The token as text” is the token that is read, in the placeholder's stead: "
             "what needs no more of the text than its last token. “The text itself” is what the target says next when "
@@ -162,7 +163,10 @@ def _maps(maps: pd.DataFrame, design: Design) -> list[str]:
         best = of_kind.loc[of_kind.r2_median.idxmax()]
         place = f"{kind} {int(best.source_layer)} → {int(best.target_layer)}"
         prose.append(f"{shown(best.r2_median)} ({place}; {shown(best.r2)} over all dimensions together)")
-        subjects.append(f"{shown(best.r2_median_subjects)} ({kind})" if n_subjects else "")
+        if n_subjects:
+            best = of_kind.loc[of_kind.r2_median_subjects.idxmax()]
+            place = f"{kind} {int(best.source_layer)} → {int(best.target_layer)}"
+            subjects.append(f"{shown(best.r2_median_subjects)} ({place})")
     where = "" if design.setup.out is None else " They are kept in mappings/, for `patchscopes inspect --mapping`."
     lines = [
         f"- Maps: at {n:,} positions of held-out prose, the best R² of the median dimension, at ℓ ≥ 1, is "
@@ -171,8 +175,8 @@ def _maps(maps: pd.DataFrame, design: Design) -> list[str]:
     ]
     if n_subjects:
         lines.append(
-            f"- The same maps on the last tokens of {n_subjects} sentences about the subjects of facts, which are not "
-            f"of the prose: {', '.join(subjects)}. What is lost there is lost for the facts below."
+            f"- The same for the last tokens of the {n_subjects} sentences that facts are asked with, about names that "
+            f"no map has seen: {', '.join(subjects)}. What a map loses there is lost for the facts below."
         )
     return lines
 

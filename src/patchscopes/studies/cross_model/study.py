@@ -127,7 +127,6 @@ def _report(found: Outcome, began: float) -> Report:
     if facts is not None:
         tables |= {"facts": fact_table(facts), "items": item_table(facts), "relations": relation_table(facts)}
     tables["excluded"] = pd.DataFrame([asdict(e) for e in found.excluded], columns=["item", "reason", "kind"])
-    counts = Counter(exclusion.reason for exclusion in found.excluded)
     return Report(
         study=NAME,
         findings=findings,
@@ -135,13 +134,29 @@ def _report(found: Outcome, began: float) -> Report:
         tables=tables,
         figures=figures(findings, tables),
         pages={
-            "page": page(design, findings, tables, left_out(counts, notes)),
+            "page": page(design, findings, tables, _left_out(found.excluded, notes)),
             "walk": walkthrough(tokens, facts, found.maps),
         },
-        provenance=provenance_of(design.setup, data=found.data, design=_described(found), began=began)
-        | {"target": design.target.describe()},
+        provenance=provenance_of(design.setup, data=found.data, design=_described(found), began=began),
         notes=notes,
     )
+
+
+def _left_out(excluded: Sequence[Exclusion], notes: Sequence[str]) -> list[str]:
+    """What was left out of the prose and of the facts, as lists for the page."""
+    prose, others = (
+        Counter(exclusion.reason for exclusion in excluded if (exclusion.kind == "passage") == of_prose)
+        for of_prose in (True, False)
+    )
+    return [
+        "Of the prose:",
+        "",
+        *left_out(prose, []),
+        "",
+        "Of the facts and the sentences:",
+        "",
+        *left_out(others, notes),
+    ]
 
 
 def _described(found: Outcome) -> dict[str, object]:
