@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 
 from patchscopes.analysis.intervals import Interval
 from patchscopes.mappings import LINEAR
-from patchscopes.studies.cross_model.design import DRAWS, Design
+from patchscopes.studies.cross_model.design import DRAWS, N_FOLDS, Design
 from patchscopes.studies.cross_model.facts import FREQUENT
 from patchscopes.studies.cross_model.findings import AKIN, FACTS, NEXT, By
 from patchscopes.studies.cross_model.next_tokens import AS_TEXT, READS
@@ -111,13 +111,13 @@ def page(design: Design, findings: Sequence[Finding], tables: Tables, left_out: 
             "relations is one). Passages of a section are counted as if they were independent; no section and no "
             "name is both in the text that was fitted on and among them. p are of sign flips of whole passages or "
             "subjects, with Holm's correction over the controls, or over the relations. “Shuffled” is the mean over "
-            f"{DRAWS} other passages, or other subjects of the relation, whatever their answers. “The target's own state” is the "
-            f"one that {target} itself has of the same token of the same text, read and written at the same ℓ*: what a "
-            "perfect map could bring there. “The token as text” is the token that is read, in the placeholder's stead: "
-            "what needs no more of the text than its last token. “The text itself” is what the target says next when "
-            f"it reads the text. What is named of facts that {source} does not give from text, {target} has looked up "
-            "itself: there the state can only have told which subject it is of, and the others show no more than that. "
-            "R² have no interval: they are of one held-out part of the prose."
+            f"{DRAWS} other passages, or other subjects of the relation, whatever their answers. “The target's own "
+            f"state” is the one that {target} itself has of the same token of the same text, read and written at the "
+            "same ℓ*: what a perfect map could bring there. “The token as text” is the token that is read, in the "
+            "placeholder's stead: what needs no more of the text than its last token. “The text itself” is what the "
+            f"target says next when it reads the text. What is named of facts that {source} does not give from text, "
+            f"{target} has looked up itself: there the state can only have told which subject it is of, and the others "
+            "show no more than that. R² have no interval: they are of one held-out part of the prose."
         ),
         left_out=left_out,
     )

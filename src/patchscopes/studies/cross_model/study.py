@@ -148,15 +148,8 @@ def _left_out(excluded: Sequence[Exclusion], notes: Sequence[str]) -> list[str]:
         Counter(exclusion.reason for exclusion in excluded if (exclusion.kind == "passage") == of_prose)
         for of_prose in (True, False)
     )
-    return [
-        "Of the prose:",
-        "",
-        *left_out(prose, []),
-        "",
-        "Of the facts and the sentences:",
-        "",
-        *left_out(others, notes),
-    ]
+    facts = left_out(others, notes)
+    return ["Of the prose:", "", *left_out(prose, []), "", "Of the facts and the sentences about names:", "", *facts]
 
 
 def _described(found: Outcome) -> dict[str, object]:
