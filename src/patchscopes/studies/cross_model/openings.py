@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from patchscopes.data import DataSet, Exclusion, Passage, split_sections
-from patchscopes.errors import MappingError, PositionError
+from patchscopes.errors import DataError, MappingError, PositionError
 from patchscopes.mappings import agreeing_positions
 from patchscopes.models import Model
 from patchscopes.prompts import tokenize
@@ -42,11 +42,18 @@ class Texts:
 
 
 def deal(
-    models: tuple[Model, Model], data: DataSet[Passage], shares: tuple[float, float, float], *, n_most: int, seed: int
+    models: tuple[Model, Model],
+    data: DataSet[Passage],
+    shares: tuple[float, float, float],
+    *,
+    n_most: int,
+    fewest: int,
+    seed: int,
 ) -> Texts:
     """Deal the sections into parts of these shares: for openings, for R², to fit on. The rest is not read.
 
-    Raises DataError where there are fewer sections than parts, MappingError where no opening is found.
+    Raises DataError where there are fewer sections than parts, or fewer than `fewest` openings are found; MappingError
+    where none is.
     """
     source, target = models
     rest = 1 - sum(shares)
@@ -66,6 +73,12 @@ def deal(
             excluded.append(_left(passage, opening))
     if not found:
         raise _never_agree(source, target, passages, excluded)
+    if len(found) < fewest:
+        raise DataError(
+            f"{len(found)} passages of {data.source} can be compared, and {fewest} are needed: of {len(data.items)} "
+            f"passages {len(passages)} were dealt to those that are compared, the others to fit on "
+            f"({dict(Counter(exclusion.reason for exclusion in excluded))}). Give more text, or longer passages."
+        )
     return Texts(tuple(found), parts[1], parts[2], tuple(excluded))
 
 

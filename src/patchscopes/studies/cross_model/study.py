@@ -55,7 +55,7 @@ def run(model: Model, **options: Unpack[StudyOptions]) -> Report:
     data = load_prose(setup.data)
     scale = design.scale
     shares = scale.compared, scale.held_out, scale.fitted
-    texts = deal((design.source, design.target), data, shares, n_most=scale.n_passages, seed=setup.seed)
+    texts = deal((design.source, design.target), data, shares, n_most=scale.n_passages, fewest=FEWEST, seed=setup.seed)
     relations = load_relations()
     names = asked_names(relations.items, setup.seed)
     about, clashing = sentences(relations.items, names, scale.n_sentences, setup.seed)
