@@ -14,12 +14,12 @@ from functools import cached_property
 import numpy as np
 
 from patchscopes.analysis.matching import fold
-from patchscopes.data import Exclusion, Fact, Relation
+from patchscopes.data import Exclusion, Fact, Passage, Relation
 from patchscopes.mappings import LINEAR, Kind
 from patchscopes.results import Results
 from patchscopes.studies.cross_model.design import DRAWS, FEWEST, Design, Placement
 from patchscopes.studies.cross_model.maps import Maps
-from patchscopes.studies.cross_model.names import FITTED
+from patchscopes.studies.cross_model.names import FITTED, IN_PROSE, names_in
 from patchscopes.studies.cross_model.placed import (
     OWN_STATE,
     Beside,
@@ -58,13 +58,13 @@ class Known:
 
 
 def cases_of(
-    design: Design, relations: Sequence[Relation], names: frozenset[str]
+    design: Design, relations: Sequence[Relation], names: frozenset[str], prose: Sequence[Passage]
 ) -> tuple[list[Case], list[Exclusion]]:
     """The relations to ask for, each with a prompt that works on both models and as many facts as are asked.
 
-    Facts are asked of `names` alone.
+    Facts are asked of `names` alone, and of none that stands in the `prose` that maps are fitted on.
     """
-    cases, excluded = [], []
+    cases, excluded, read = [], [], names_in(names, prose)
     for relation in (relation for relation in relations if relation.name in design.scale.relations):
         facts = shuffled_facts(design.setup, relation)
         prompt = prompt_of(relation, (design.source, design.target))
@@ -75,7 +75,7 @@ def cases_of(
         case = Case(relation, prompt, ())
         usable: list[Fact] = []
         for fact in facts:
-            if reason := _unusable(design, case, fact, names):
+            if reason := _unusable(design, case, fact, names, read):
                 excluded.append(case.without(fact, reason))
             elif len(usable) == design.scale.n_asked:
                 reason = f"beyond the {design.scale.n_asked} facts of a relation that the models are asked for"
@@ -87,10 +87,12 @@ def cases_of(
     return cases, excluded
 
 
-def _unusable(design: Design, case: Case, fact: Fact, names: frozenset[str]) -> str:
+def _unusable(design: Design, case: Case, fact: Fact, names: frozenset[str], read: frozenset[str]) -> str:
     """Why a fact is not asked for; "" where it can be."""
     if fold(fact.subject) not in names:
         return FITTED
+    if fold(fact.subject) in read:
+        return IN_PROSE
     if fact.leaks:
         return COPIED
     sentence = source(case, fact)

@@ -1,8 +1,8 @@
 """Names: half of them stand in sentences that maps are fitted on, and of the other half facts are asked.
 
 Prose alone may have no names in it (Python's topics have hardly any), and a map that has seen none takes the state of a
-name to something else. So sentences about names are fitted on too, and no name, and no sentence's wording, is both
-fitted on and asked for.
+name to something else. So sentences about names are fitted on too. No name, and no sentence's wording, is both
+fitted on and asked for, be it in one of those sentences or in the prose.
 """
 
 from collections.abc import Sequence
@@ -12,6 +12,7 @@ from patchscopes.data import Exclusion, Passage, Relation
 from patchscopes.rng import philox
 
 FITTED = "the subject is one of those in the sentences that maps are fitted on"
+IN_PROSE = "the subject stands in the prose that maps are fitted on"
 ASKED = "a name that is asked for stands in a sentence to fit on"
 
 
@@ -20,6 +21,12 @@ def asked_names(relations: Sequence[Relation], seed: int) -> frozenset[str]:
     names = sorted({fold(fact.subject) for relation in relations for fact in relation.facts})
     order = philox("names", seed).permutation(len(names))
     return frozenset(names[k] for k in order[: len(names) // 2])
+
+
+def names_in(names: frozenset[str], prose: Sequence[Passage]) -> frozenset[str]:
+    """Those of `names` that stand in the prose, as whole words."""
+    text = "\n".join(passage.text for passage in prose)
+    return frozenset(name for name in names if matches(text, (name,)))
 
 
 def sentences(

@@ -7,7 +7,7 @@ Axes: item (an opening with all results), placement.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal
 
@@ -95,6 +95,7 @@ class NextTokens:
     own: Table
     items: tuple[int, ...]
     beside: dict[Placement, Beside]
+    _placed: dict[str, Placed] = field(default_factory=dict)
 
     @property
     def subjects(self) -> tuple[str, ...]:
@@ -113,10 +114,15 @@ class NextTokens:
 
     def placed(self, measure: str = "same") -> Placed:
         """The scores of all items at all placements."""
+        if measure not in self._placed:
+            self._placed[measure] = self._scored(measure)
+        return self._placed[measure]
+
+    def _scored(self, measure: str) -> Placed:
         found = Placed.of(self.grids, self.score(measure), self.items, self.design.placements(self.design.targets))
         return Placed.joined([found], self.subjects, self.design.setup.seed)
 
-    @cached_property
+    @property
     def same(self) -> Placed:
         """Those of equal tokens, by which placements are chosen."""
         return self.placed()
@@ -143,9 +149,7 @@ class NextTokens:
 
     def held_out(self, where: Where, measure: str = "same") -> HeldOut:
         """The scores at the placements that were chosen without each item, beside every control."""
-        found = HeldOut.of(
-            self.same if measure == "same" else self.placed(measure), self.same.chosen(self.among(where))
-        )
+        found = HeldOut.of(self.placed(measure), self.same.chosen(self.among(where)))
         score = self.score(measure)
         return found.along(
             {

@@ -19,6 +19,7 @@ FIRST, LAST = 8, 48  # tokens of the source model: enough to read, few to run
 TRIES = 12  # places of a passage that are looked at
 
 NO_PLACE = f"no token {FIRST} to {LAST} at which both tokenisations agree, also where the text ends there"
+AGAIN = "begins as another passage does whose next token is compared"
 BRACES = "{} stands in it, which marks a placeholder"
 UNSOUND = "character offsets that do not fit the ids"
 
@@ -67,10 +68,12 @@ def deal(
             excluded.append(_left(passage, f"beyond the {n_most} passages whose next token is compared"))
             continue
         opening = _opening(source, target, passage, seed)
-        if isinstance(opening, Opening):
-            found.append(opening)
-        else:
+        if not isinstance(opening, Opening):
             excluded.append(_left(passage, opening))
+        elif opening.text in {one.text for one in found}:
+            excluded.append(_left(passage, AGAIN))
+        else:
+            found.append(opening)
     if not found:
         raise _never_agree(source, target, passages, excluded)
     if len(found) < fewest:

@@ -7,14 +7,16 @@ from matplotlib.figure import Figure
 
 from patchscopes.analysis.intervals import Interval
 from patchscopes.mappings import LINEAR
-from patchscopes.studies.cross_model.design import DRAWS, N_FOLDS, Design
+from patchscopes.prompts import find_prompt
+from patchscopes.studies.cross_model.design import DRAWS, IDENTITY, N_FOLDS, Design
 from patchscopes.studies.cross_model.facts import FREQUENT
 from patchscopes.studies.cross_model.findings import AKIN, FACTS, NEXT, By
 from patchscopes.studies.cross_model.next_tokens import AS_TEXT, READS
 from patchscopes.studies.cross_model.placed import OWN_STATE
 from patchscopes.studies.figures import Bar, Curve, Panel, bars, draw
-from patchscopes.studies.headline import NEEDED, verdict
+from patchscopes.studies.headline import verdict
 from patchscopes.studies.report import Finding, framed, shown, shown_p
+from patchscopes.studies.walk import sentence
 
 NOTE = "Bars: 95 % intervals over {}."
 LOWEST = -1.0  # of an R² in a figure; those below it are drawn there
@@ -50,6 +52,12 @@ def figures(findings: Sequence[Finding], tables: Tables) -> dict[str, Figure]:
             title="held-out hits minus shuffled states", x_label="share of facts", note=NOTE.format("subjects"),
         )  # fmt: skip
     return found
+
+
+def identity_prompt() -> str:
+    """The prompt that next tokens are read with, its placeholder as it stands there."""
+    prompt = find_prompt(IDENTITY)
+    return sentence(prompt.text.replace("{}", prompt.placeholder or ""))
 
 
 def _r2(table: pd.DataFrame, kind: str) -> list[Curve]:
@@ -89,7 +97,9 @@ def page(design: Design, findings: Sequence[Finding], tables: Tables, left_out: 
             f"Is a state of {source} of use to {target}, a model with other weights, width and tokens? A linear map "
             f"takes states at ℓ of {source} to states at ℓ* of {target}. It was fitted on prose and on sentences "
             "about names, at positions where both tokenisations have one token of the same characters. What it makes "
-            f"of a state of other prose, or of another name, is written into a prompt of {target}. Wherever one "
+            f"of a state of other prose, or of another name, is written into a prompt of {target}: for next tokens "
+            f"over the last token of “{identity_prompt()}”, for facts over the “x” of a sentence such as “The capital "
+            "of x”. Wherever one "
             f"placement (kind of map, ℓ, ℓ*) is named, it was chosen on the items of the other {N_FOLDS - 1} of "
             f"{N_FOLDS} folds. The same was done with other items' states (shuffled), with their mean, with unrelated "
             "states, with noise, and with a vector of zeros, of which a map makes its bias: what the bias alone brings "
@@ -99,7 +109,7 @@ def page(design: Design, findings: Sequence[Finding], tables: Tables, left_out: 
             *_short(by, design),
             "",
             *_maps(maps, design),
-            *_next(by, tables["next-tokens"], design),
+            *_next(by, tables, design),
             *(_facts(by, tables, design) if has_facts else _no_facts(design)),
             "",
             *_beside(by, HEADLINES if has_facts else dict(list(HEADLINES.items())[:2])),
@@ -115,9 +125,9 @@ def page(design: Design, findings: Sequence[Finding], tables: Tables, left_out: 
             f"state” is the one that {target} itself has of the same token of the same text, read and written at the "
             "same ℓ*: what a perfect map could bring there. “The token as text” is the token that is read, in the "
             "placeholder's stead: what needs no more of the text than its last token. “The text itself” is what the "
-            f"target says next when it reads the text. What is named of facts that {source} does not give from text, "
-            f"{target} has looked up itself: there the state can only have told which subject it is of, and the others "
-            "show no more than that. R² have no interval: they are of one held-out part of the prose."
+            f"target says next when it reads the text. {target} gives all of these facts from text, so that a state "
+            f"has only to tell which subject it is of: a hit does not show that {source} knows the object too. R² have "
+            "no interval: they are of one held-out part of the prose."
         ),
         left_out=left_out,
     )
@@ -138,21 +148,26 @@ def _short(by: By, design: Design) -> list[str]:
 
 
 def _more(by: By, name: str) -> str:
-    """What a score is beside the controls of rule 17, and beside the bias."""
-    stands = all(by[name, control].stands for control in (*NEEDED, "zero"))
-    return "more than any control does" if stands else "nothing that all controls would not tell as well"
+    """What a score is beside all that knows nothing of the item: the controls, the bias, the most frequent answer."""
+    controls = [control for of, control in by if of == name and control not in (None, READS, OWN_STATE)]
+    failing = [str(control) for control in controls if not by[name, control].stands]
+    if not failing:
+        return "more than any control does"
+    return f"no more, as far as can be told, than {', '.join(f'“{control}”' for control in failing)}"
 
 
 def _than_text(left: Finding) -> str:
     if left.high < 0:
         return "reading the text itself tells more"
-    return "more than reading the text itself" if left.low > 0 else "not told apart from reading the text itself"
+    if left.low > 0:
+        return "that is more than reading the text itself tells"
+    return "whether reading the text itself tells more cannot be told from so few passages"
 
 
 def _than_own(left: Finding) -> str:
     if left.high < 0:
         return "the target's own state of the subject, at the same layer, tells more"
-    return "no less than the target's own state at the same layer, as far as can be told"
+    return "whether the target's own state at the same layer tells more cannot be told from so few subjects"
 
 
 def _maps(maps: pd.DataFrame, design: Design) -> list[str]:
@@ -176,29 +191,33 @@ def _maps(maps: pd.DataFrame, design: Design) -> list[str]:
     if n_subjects:
         lines.append(
             f"- The same for the last tokens of the {n_subjects} sentences that facts are asked with, about names that "
-            f"no map has seen: {', '.join(subjects)}. What a map loses there is lost for the facts below."
+            f"no map has seen: {', '.join(subjects)}. These sentences differ in the name alone; below 0, a map comes "
+            f"less near to the state that {design.target.id} has of a name than the mean of these states would. What "
+            "is lost there is lost for the facts below."
         )
     return lines
 
 
-def _next(by: By, table: pd.DataFrame, design: Design) -> list[str]:
+def _next(by: By, tables: Tables, design: Design) -> list[str]:
     source, target = design.source.id, design.target.id
+    table, n_sections = tables["next-tokens"], tables["passages"].section.nunique()
     lines = []
     for where, label in (
         ("inside", "Next tokens, written below the last layer of"),
         ("head", "Next tokens, written at the last layer, behind which only the norm and the head come, of"),
     ):
         name = f"{NEXT}/{where}"
+        n_items = f"{by[name, None].n_items} ({n_sections} sections)" if where == "inside" else by[name, None].n_items
         lines.append(
             f"- {label} {target}: at a placement chosen on other passages it says the next token of {source} in "
-            f"{by[name, None]} of {by[name, None].n_items} passages; {by[name, 'shuffled']} more than with other "
+            f"a share of {by[name, None]} of the {n_items} passages; {by[name, 'shuffled']} more than with other "
             f"passages' states, {by[name, 'zero']} more than with the bias alone, {by[name, AS_TEXT]} more than with "
             f"the token itself as text. {verdict(by, name)} Chosen most often: "
             f"{_placements(table, f'n_chosen_{where}')}."
         )
     return [
         *lines,
-        f"- Reading the same text itself, {target} says the next token of {source} in "
+        f"- Reading the same text itself, {target} says the next token of {source} in a share of "
         f"{by[f'{NEXT}/target-reads', None]}. The mapped state minus that: {by[f'{NEXT}/inside', READS]} below the "
         f"last layer, {by[f'{NEXT}/head', READS]} at it. Where these "
         "are below 0, whoever has the text gets more from it than from the state.",
@@ -214,9 +233,10 @@ def _facts(by: By, tables: Tables, design: Design) -> list[str]:
     every = by[name, None]
     lines = [
         f"- Facts that {target} gives from text ({every.n_items} facts, {n_relations} relations): with the state that "
-        f"{source} has of the subject, {target} names the object of {every}; {by[name, 'shuffled']} more than with "
-        f"other subjects' states, {by[name, 'random-state']} more than with unrelated ones, {by[name, 'zero']} more "
-        f"than with the bias alone, {by[name, FREQUENT]} more than by always giving the most frequent answer. "
+        f"{source} has of the subject, {target} names the object of a share of {every}; "
+        f"{by[name, 'shuffled']} more than with other subjects' states, {by[name, 'random-state']} more than with "
+        f"unrelated ones, {by[name, 'zero']} more than with the bias alone, {by[name, FREQUENT]} more than by always "
+        "giving the most frequent answer. "
         f"{verdict(by, name)} Chosen most often: {_placements(tables['facts'])}.",
         f"- The mapped state minus the state that {target} itself has of the subject, at the same ℓ*: "
         f"{by[name, OWN_STATE]}.",
@@ -224,7 +244,7 @@ def _facts(by: By, tables: Tables, design: Design) -> list[str]:
     for which, whom in (("both", "both models give"), ("target", f"{target} gives and {source} does not give")):
         if (some := by.get((f"{FACTS}/{which}", None))) is not None:
             lines.append(
-                f"- Of the {some.n_items} facts that {whom} from text, {some} are named, "
+                f"- Of the {some.n_items} facts that {whom} from text, a share of {some} are named, "
                 f"{by[f'{FACTS}/{which}', 'shuffled']} more than shuffled."
             )
     lines.append(_best(by, FACTS, "fact"))

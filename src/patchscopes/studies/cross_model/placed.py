@@ -163,8 +163,8 @@ def own_at(table: Table, score: Score, items: Sequence[int], places: Sequence[Pl
 
 def majority(answers: Sequence[str], right: Sequence[frozenset[str]], folds: NDArray[np.int64]) -> Floats:
     """Whether the most frequent of the other folds' `answers` is right for each item: what always saying it scores."""
-    said = {}
+    said: dict[int, str | None] = {}
     for fold in sorted(set(folds.tolist())):
         values, counts = np.unique([a for a, f in zip(answers, folds, strict=True) if f != fold], return_counts=True)
-        said[fold] = str(values[counts.argmax()])
+        said[fold] = str(values[counts.argmax()]) if len(values) else None  # where all are in one fold, nothing is
     return np.array([said[int(fold)] in accepted for accepted, fold in zip(right, folds, strict=True)], dtype=float)

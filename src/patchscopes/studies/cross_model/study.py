@@ -59,7 +59,7 @@ def run(model: Model, **options: Unpack[StudyOptions]) -> Report:
     relations = load_relations()
     names = asked_names(relations.items, setup.seed)
     about, clashing = sentences(relations.items, names, scale.n_sentences, setup.seed)
-    cases, excluded = cases_of(design, relations.items, names)
+    cases, excluded = cases_of(design, relations.items, names, texts.fit)
     fit = (*texts.fit, *about)
     setup.announce(_most(design, texts, cases), less=LESS, before_s=fit_seconds(design, (*fit, *texts.held_out)))
     maps = fitted_maps(design, fit, texts.held_out)

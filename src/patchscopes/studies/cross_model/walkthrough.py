@@ -10,6 +10,7 @@ from patchscopes.studies.cross_model.design import IDENTITY, Design, Placement
 from patchscopes.studies.cross_model.facts import Facts
 from patchscopes.studies.cross_model.maps import Maps
 from patchscopes.studies.cross_model.next_tokens import NextTokens
+from patchscopes.studies.cross_model.page import identity_prompt
 from patchscopes.studies.cross_model.placed import HeldOut
 from patchscopes.studies.texts import Table
 from patchscopes.studies.walk import sentence, shown_token
@@ -52,7 +53,7 @@ def _passage(tokens: NextTokens, maps: Maps) -> list[str]:
         "",
         f"“…{sentence(some[0].text[-160:])}”: {design.source.id} goes on with “{shown_token(tokens.wanted[k])}”, and "
         f"{design.target.id}, when it reads the text itself, with “{shown_token(tokens.compared.read[item])}”. "
-        f"Through {place.kind} maps into the last token of the prompt “{IDENTITY}”; chosen on other passages was "
+        f"Through {place.kind} maps over the last token of “{identity_prompt()}”; chosen on other passages was "
         f"{place.source} → {place.target}.",
         "",
         *_table(table, pairs, lambda row: f"“{shown_token(tokens.said.next(row))}”"),
