@@ -8,7 +8,7 @@ from pathlib import Path
 
 import families
 from odd_tokenizers import MAKERS, shipped
-from patchscopes.data import load_prose, load_relations
+from patchscopes.data import DataSet, Relation, load_prose, load_relations
 from patchscopes.mappings import Transfer
 from patchscopes.models import Model, wrap_in_memory
 from patchscopes.plan import Plan
@@ -19,8 +19,8 @@ from study_cases import Saying, long_hf, long_model, text_of
 TOKENS = (" cat", " hello", " Spain", " Wales", " capital")
 SMALL = replace(
     design.QUICK,
-    compared=0.45, held_out=0.2, fitted=0.35, n_sentences=60, n_passages=40,
-    relations=("country capital", "country language"), n_asked=24, n_both=9, n_target_only=3, max_new_tokens=4,
+    compared=0.5, held_out=0.2, fitted=0.3, n_sentences=60, n_passages=18,
+    relations=("country capital", "country language"), n_asked=24, n_both=6, n_target_only=3, max_new_tokens=4,
 )  # fmt: skip
 IDENTITY = "cat -> cat"
 
@@ -38,15 +38,26 @@ def target_model(seed: int = 3) -> Model:
 
 @cache
 def other_family() -> Model:
-    """Another family, width and tokenizer."""
+    """Another family, width and tokenizer, of 4 layers, of which the small grid writes at 0, 1 and 4."""
     return wrap_in_memory(families.build("qwen3"), shipped(MAKERS["trimmed"]()))
 
 
-def prose(folder: Path, *, n_files: int = 12, n_each: int = 7) -> Path:
-    """Passages of a folder, a section a file, none of them long."""
-    passages = [
-        p.text for p in load_prose().items if 120 < len(p.text) < 260 and p.text.isascii() and "{}" not in p.text
-    ]
+@cache
+def relations() -> DataSet[Relation]:
+    """Our own relations, read once."""
+    return load_relations()
+
+
+@cache
+def some_prose() -> tuple[str, ...]:
+    """Passages that are not long."""
+    texts = (passage.text for passage in load_prose().items)
+    return tuple(text for text in texts if 120 < len(text) < 200 and text.isascii() and "{}" not in text)
+
+
+def prose(folder: Path, *, n_files: int = 10, n_each: int = 6) -> Path:
+    """Passages of a folder, a section a file."""
+    passages = some_prose()
     folder.mkdir(parents=True, exist_ok=True)
     for k in range(n_files):
         some = passages[k * n_each : (k + 1) * n_each]
@@ -71,7 +82,7 @@ def target_reads(text: str) -> str:
 @cache
 def answers() -> dict[str, dict[str, str]]:
     """By the beginning of a prompt, the object of each subject."""
-    chosen = [relation for relation in load_relations().items if relation.name in SMALL.relations]
+    chosen = [relation for relation in relations().items if relation.name in SMALL.relations]
     return {
         relation.prompt_templates[0].replace("{}", ""): {fact.subject: fact.object for fact in relation.facts}
         for relation in chosen

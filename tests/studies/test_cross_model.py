@@ -1,15 +1,18 @@
 """cross-model on two tiny models: what is planted is found, and nothing else; all is accounted for; it goes on."""
 
 import json
+import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 
+import oracle
 import patchscopes
 from cross_cases import (
     SMALL,
@@ -19,19 +22,24 @@ from cross_cases import (
     other_family,
     planned,
     prose,
+    relations,
     source_model,
     source_says,
     target_model,
     target_reads,
 )
-from patchscopes.data import DataSet, Passage, load_prose, load_relations
+from odd_tokenizers import model_with
+from patchscopes.data import DataSet, Passage, load_prose
 from patchscopes.errors import DataError, MappingError, OptionError, PatchscopesError
 from patchscopes.mappings import Mappings, Transfer
 from patchscopes.models import Model
 from patchscopes.studies import cross_model, setup
-from patchscopes.studies.cross_model import design, maps
-from patchscopes.studies.cross_model.names import asked_names, sentences
-from patchscopes.studies.cross_model.openings import Texts, deal
+from patchscopes.studies.cross_model import design, maps, study
+from patchscopes.studies.cross_model.facts import cases_of
+from patchscopes.studies.cross_model.names import IN_PROSE, asked_names, names_in, sentences
+from patchscopes.studies.cross_model.openings import AGAIN, FIRST, LAST, Texts, deal
+from patchscopes.studies.cross_model.placed import majority
+from patchscopes.studies.cross_model.tokens import ENDS, PIECE, SEVERAL, Vocabulary, akin, incomparable, same
 from patchscopes.studies.headline import NEEDED
 from patchscopes.studies.report import Report
 from study_cases import SPEED
@@ -45,6 +53,7 @@ def small() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(setup, "measure_speed", lambda *_, **__: SPEED)
         patch.setattr(design, "QUICK", SMALL)
+        patch.setattr(study, "load_relations", relations)
         yield
 
 
@@ -80,7 +89,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Done:
 
 @pytest.fixture(scope="module")
 def null(tmp_path_factory: pytest.TempPathFactory) -> Done:
-    return done(tmp_path_factory.mktemp("null"), planned())
+    return done(tmp_path_factory.mktemp("null"), planned(), out=None)
 
 
 def test_planted_next_tokens_are_found_at_the_placement_that_has_them(found: Done) -> None:
@@ -118,6 +127,27 @@ def test_next_tokens_by_hand_from_the_stored_rows(found: Done) -> None:
     assert found.report.finding("next-token/inside", "shuffled").estimate == pytest.approx(np.mean(left))
     assert 0.6 < np.mean(left) < 0.95, "donors share tokens by chance"
     assert "<eos>" not in tokens
+
+
+def test_agreement_by_layer_pair_by_hand_from_the_stored_rows(found: Done) -> None:
+    """Beside it that of others' states and of the bias, each through the same map."""
+    table = found.report.tables["next-tokens"]
+    said: dict[tuple[str, int, int, str], list[bool]] = {}
+    for kind in ("affine", "ridge", "orthogonal"):
+        rows = list(patchscopes.open_run(found.out / "runs" / "next" / kind))
+        wanted = {row.source_index: source_says(str(row.source)) for row in rows if row.control is None}
+        for row in rows:
+            if row.control not in (None, "shuffled", "zero"):
+                continue
+            for token in [wanted[row.source_index]] if row.control != "zero" else wanted.values():
+                place = kind, row.source_layer, row.target_layer, row.control or "own"
+                said.setdefault(place, []).append(f" {str(row.text).strip()}" == token)  # type: ignore[arg-type]
+    assert len(said) == 3 * len(table) == 3 * 3 * 9
+    for line in table.itertuples():
+        for name in ("own", "shuffled", "zero"):
+            by_hand = np.mean(said[line.kind, line.source_layer, line.target_layer, name])
+            assert getattr(line, name) == pytest.approx(by_hand), (line, name)
+    assert table.own.between(0.05, 0.5).any(), "by chance, where nothing is planted"
 
 
 def test_what_the_text_itself_tells_stands_beside_it(found: Done) -> None:
@@ -160,7 +190,7 @@ def test_nothing_planted_does_not_stand(null: Done) -> None:
     assert null.report.finding("facts/all").estimate == 0.0
     page = null.report.pages["page"]
     assert page.count("**The finding does not stand**") == 3
-    assert "nothing that all controls would not tell as well" in page
+    assert page.count("no more, as far as can be told, than “unpatched”") == 3
     assert "more than any control does" not in page
 
 
@@ -185,9 +215,8 @@ def test_every_passage_and_fact_is_an_item_or_left_out_with_a_reason(found: Done
     n_passages = sum(exclusion.kind == "passage" for exclusion in excluded)
     texts = dealt(data)
     assert len(found.report.tables["passages"]) + n_passages + len(texts.fit) + len(texts.held_out) == data.n_read
-    asked = [relation for relation in load_relations().items if relation.name in SMALL.relations]
-    n_facts = sum(len(relation.facts) for relation in asked)
-    own = {e.item for e in load_relations().excluded}
+    n_facts = sum(len(relation.facts) for relation in relations().items if relation.name in SMALL.relations)
+    own = {e.item for e in relations().excluded}
     of_facts = [e for e in excluded if e.kind == "sample" and e.item not in own]
     assert len(found.report.tables["items"]) + len(of_facts) == n_facts
     assert len(found.report.tables["excluded"]) == len(excluded)
@@ -202,13 +231,12 @@ def test_no_section_and_no_name_is_both_fitted_on_and_asked(found: Done) -> None
     fitted, held_out = ({passage.section for passage in part} for part in (texts.fit, texts.held_out))
     assert openings
     assert len(openings | fitted | held_out) == len(openings) + len(fitted) + len(held_out)
-    relations = load_relations().items
-    names = asked_names(relations, 0)
-    about, _ = sentences(relations, names, 60, 0)
+    names = asked_names(relations().items, 0)
+    about, _ = sentences(relations().items, names, 60, 0)
     assert len(about) == 60
     subjects = set(found.report.tables["items"].subject)
     assert not [s for s in about if any(subject in s.text for subject in subjects)]
-    carriers = {relation.carrier.split("{}")[0] for relation in relations}
+    carriers = {relation.carrier.split("{}")[0] for relation in relations().items}
     assert not [s for s in about if any(s.text.startswith(carrier) for carrier in carriers)]
 
 
@@ -252,29 +280,45 @@ def test_the_walk_shows_a_passage_and_a_subject_beside_the_bias(found: Done) -> 
     assert sum(line.startswith("| 1 → 2 |") for line in walk.splitlines()) == 1 + 1, "once in each table"
 
 
-def test_maps_are_kept_with_their_quality_and_taken_again(found: Done, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_held_out_quality_by_hand_from_states_of_both_models(found: Done) -> None:
+    """1 − Σ‖y − (xW + b)‖² / Σ‖y − ȳ‖² with plain loops, on the prose that nothing was fitted on."""
     kept = Mappings.load(found.out / "mappings" / "affine.safetensors")
-    kept.check(source_model(), target_model())
     assert kept.pairs == tuple((a, b) for a in (0, 1, 3) for b in (0, 2, 6))
     table = found.report.tables["maps"].set_index(["kind", "source_layer", "target_layer"])
-    for pair in kept.pairs:
-        quality = kept[pair].quality
-        assert quality is not None
-        assert table.loc[("affine", *pair)].r2_median == pytest.approx(quality.r2_median)
-    monkeypatch.setattr(maps, "fit_several", lambda *_, **__: pytest.fail("fitted again"))
-    again = done(found.out.parent, planted())
-    assert [asdict(f) for f in again.report.findings] == [asdict(f) for f in found.report.findings]
-    assert again.report.provenance["rows_kept"] == sum(
-        sum(counts.values()) for counts in again.report.provenance["rows"].values()
-    )
+    texts = dealt(load_prose(found.out.parent / "prose")).held_out
+    for layer, star in (TOKENS_AT, FACTS_AT):
+        x, y = [], []
+        for passage in texts:
+            ids = source_model().tokenizer(passage.text)["input_ids"]  # the target has the same tokenizer
+            first = [k for k in range(1, len(ids)) if ids[k] not in source_model().tokenizer.all_special_ids]
+            first = [k for k in first if covers_a_character_of_its_own(passage.text, k)]
+            x.append(oracle.states(source_model().hf, ids)[layer, first].double().numpy())
+            y.append(oracle.states(target_model().hf, ids)[star, first].double().numpy())
+        a, b = np.concatenate(x), np.concatenate(y)
+        mapping = kept[layer, star]
+        wrong = b - (a @ mapping.weight.double().numpy() + mapping.bias.double().numpy())
+        of_dimension = 1 - (wrong**2).sum(axis=0) / ((b - b.mean(axis=0)) ** 2).sum(axis=0)
+        line = table.loc[("affine", layer, star)]
+        assert line.n_held_out == len(a) > 300
+        assert line.r2 == pytest.approx(1 - (wrong**2).sum() / ((b - b.mean(axis=0)) ** 2).sum(), abs=1e-4)
+        assert line.r2_median == pytest.approx(sorted(of_dimension)[15], abs=1e-4), "the lower of 32"
+
+
+def covers_a_character_of_its_own(text: str, position: int) -> bool:
+    """Whether the token there is about something else than space."""
+    start, end = source_model().tokenizer(text, return_offsets_mapping=True)["offset_mapping"][position]
+    return bool(text[start:end].strip())
 
 
 def asdict(finding: Any) -> list[Any]:
     return [str(getattr(finding, name)) for name in ("name", "control", "estimate", "low", "high", "n_items", "p")]
 
 
-def test_killed_and_taken_up_again_it_says_the_same(found: Done, tmp_path: Path) -> None:
-    left = [400]
+def test_killed_and_taken_up_again_it_says_the_same(
+    found: Done, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It goes on with the maps and the rows that were kept."""
+    left = [1000]
 
     def breaking(given: Model | Transfer) -> Interrupted:
         plan = planted()(given)
@@ -285,9 +329,11 @@ def test_killed_and_taken_up_again_it_says_the_same(found: Done, tmp_path: Path)
     with pytest.raises(KeyboardInterrupt):
         done(tmp_path, breaking)
     assert not (tmp_path / "out" / "summary.json").exists()
-    assert list((tmp_path / "out" / "runs").rglob("*.parquet"))
+    n_kept = sum(len(pd.read_parquet(shard)) for shard in (tmp_path / "out" / "runs").rglob("*.parquet"))
+    assert n_kept > 500
+    monkeypatch.setattr(maps, "fit_several", lambda *_, **__: pytest.fail("fitted again"))
     report = done(tmp_path, planted()).report
-    assert report.provenance["rows_kept"] > 0
+    assert report.provenance["rows_kept"] >= n_kept
     assert [asdict(f) for f in report.findings] == [asdict(f) for f in found.report.findings]
 
 
@@ -302,8 +348,6 @@ def test_without_a_target_model_it_says_what_it_needs(tmp_path: Path) -> None:
 
 
 def test_maps_of_other_weights_are_refused_with_both_hashes(found: Done, tmp_path: Path) -> None:
-    import shutil
-
     shutil.copytree(found.out.parent, tmp_path / "copy")
     before = (tmp_path / "copy" / "out" / "mappings" / "affine.safetensors").read_bytes()
     other = target_model(5)
@@ -334,21 +378,120 @@ def test_text_that_is_too_short_or_never_agrees_is_refused_with_figures(
         cross_model.run(source_model(), target_model=target, data=tmp_path, quick=True, runner=planned())
 
 
+def test_text_too_short_to_fit_on_is_refused_with_how_much_it_takes() -> None:
+    few = [Passage(f"A cat of Spain {k}.", f"section {k}") for k in range(4)]
+    plan = design.Design.of(setup.Setup.across(source_model(), {"target_model": target_model(), "quick": True}))
+    with pytest.raises(
+        MappingError, match=r"\d\d positions in 3 texts are too few .* affine from 32 .* at least 33 .* 66"
+    ):
+        maps.fitted_maps(plan, few, few)
+
+
+# ------------------------------------------------------------------------------------------------------------ the parts
+
+
+def test_a_name_that_the_prose_has_is_not_asked_for() -> None:
+    plan = design.Design.of(setup.Setup.across(source_model(), {"target_model": target_model(), "quick": True}))
+    names = asked_names(relations().items, 0)
+    before, _ = cases_of(plan, relations().items, names, [])
+    name = before[0].facts[0].subject
+    cases, excluded = cases_of(plan, relations().items, names, [Passage(f"All of it was in {name.upper()}.", "s")])
+    assert name in {fact.subject for case in before for fact in case.facts}
+    assert name not in {fact.subject for case in cases for fact in case.facts}
+    assert f"{before[0].name}: {name}" in {e.item for e in excluded if e.reason == IN_PROSE}
+    assert names_in(names, [Passage(f"un{name}s and {name}ish", "s")]) == frozenset(), "whole words alone"
+
+
+def test_an_opening_is_taken_once(tmp_path: Path) -> None:
+    """Of passages that begin alike there are no more openings than places to end them."""
+    for k in range(100):
+        text = f"The very same words stand at the start of each of these, of which this is the number {k}.\n"
+        (tmp_path / f"{k}.txt").write_text(text, encoding="utf-8")
+    models, shares = (source_model(), target_model()), (0.8, 0.1, 0.1)
+    texts = deal(models, load_prose(tmp_path), shares, n_most=100, fewest=10, seed=0)
+    assert len({opening.text for opening in texts.openings}) == len(texts.openings) <= LAST - FIRST + 1
+    n_compared = 100 - len(texts.fit) - len(texts.held_out)
+    assert sum(e.reason == AGAIN for e in texts.excluded) == n_compared - len(texts.openings) > 20
+
+
+def test_the_most_frequent_answer_is_that_of_the_other_folds() -> None:
+    answers = ["a", "a", "b", "b", "b", "c"]
+    right = [frozenset(answer) for answer in answers]
+    folds = np.array([0, 1, 0, 0, 1, 1])
+    # Fold 0 is told "a" (of a, b, c; the first of equals), fold 1 "b" (of a, b, b).
+    assert majority(answers, right, folds).tolist() == [1, 0, 0, 0, 1, 0]
+    assert majority(answers, right, np.zeros(6, dtype=int)).tolist() == [0] * 6, "there are no others"
+
+
+@pytest.mark.parametrize("kind", ["gemma", "llama-2", "metaspace"])
+def test_tokens_of_two_vocabularies_are_compared_as_text(kind: str) -> None:
+    ours, theirs = Vocabulary(source_model()), Vocabulary(model_with(kind))
+    (cat,) = source_model().tokenizer(" cat", add_special_tokens=False)["input_ids"]
+    piece = model_with(kind).tokenizer.convert_tokens_to_ids("▁cat")
+    assert ours.text(cat) == theirs.text(piece) == " cat"
+    assert incomparable(" cat", theirs) == ""
+    assert incomparable(ours.text(source_model().tokenizer.eos_token_id), theirs) == ENDS
+    assert incomparable("\ufffd", theirs) == PIECE
+    assert incomparable(" unheard", theirs) == SEVERAL
+    assert [same(" cat", said) for said in (" cat", "cat", "", " ca")] == [True, False, False, False]
+    assert [akin(" cat", said) for said in (" cat", "cat", "", " ca", " dog")] == [True, True, False, True, False]
+    assert not same("", "")
+
+
+def test_the_usual_target_is_the_other_model_of_the_registry() -> None:
+    assert cross_model.usual_target("smollm2-135m") == "gemma3-270m"
+    assert cross_model.usual_target("gemma3-270m") == "smollm2-135m"
+    assert cross_model.usual_target("a/folder") == "smollm2-135m"
+
+
 # ----------------------------------------------------------------------------------------------------------- the engine
 
 
-def test_two_families_with_two_tokenisers_run_through(tmp_path: Path) -> None:
-    """By the engine itself, on models that know nothing: no facts are reported, and the page says so."""
-    report = cross_model.run(
-        source_model(), target_model=other_family(), quick=True, data=prose(tmp_path / "prose"), out=tmp_path / "out"
-    )
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory: pytest.TempPathFactory) -> Done:
+    """By the engine itself, on models of two families that know nothing."""
+    path = tmp_path_factory.mktemp("engine")
+    data = prose(path / "prose", n_files=20)  # of what the source says at random, one in three is a token of both
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(design, "QUICK", replace(SMALL, n_passages=60))
+        report = cross_model.run(source_model(), target_model=other_family(), quick=True, data=data, out=path / "out")
+    return Done(path / "out", report, [])
+
+
+def test_two_families_with_two_tokenisers_run_through(engine: Done) -> None:
+    """No facts are reported, and the page says so."""
+    report = engine.report
     assert report.finding("next-token/inside").n_items >= 10
     assert not [f for f in report.findings if f.name.startswith("facts")]
     assert "Facts: none are reported" in report.pages["page"]
     assert any("no facts are reported" in note for note in report.notes)
-    mappings = Mappings.load(tmp_path / "out" / "mappings" / "ridge.safetensors")
+    mappings = Mappings.load(engine.out / "mappings" / "ridge.safetensors")
     assert (mappings.source.d_model, mappings.target.d_model) == (32, 40)
-    rows = patchscopes.open_run(tmp_path / "out" / "runs" / "next" / "ridge")
+    rows = patchscopes.open_run(engine.out / "runs" / "next" / "ridge")
     assert {row.status for row in rows} == {"ok"}
     by_pair = {(row.source_layer, row.target_layer): row.mapping for row in rows if row.control == "zero"}
     assert by_pair == {pair: mappings.label(pair) for pair in mappings.pairs}
+
+
+def test_what_the_target_says_is_what_plain_hooks_say(engine: Done) -> None:
+    """A state read by hooks, times W plus b, written by hooks; the bias alone for zero."""
+    mappings = Mappings.load(engine.out / "mappings" / "affine.safetensors")
+    source, target = source_model(), other_family()
+    prompt = target.tokenizer("cat -> cat\n1135 -> 1135\nhello -> hello\n?")["input_ids"]
+    n, compared = 0, set()
+    for row in patchscopes.open_run(engine.out / "runs" / "next" / "affine"):
+        if row.control not in (None, "zero") or (row.source_index or 0) > 2:
+            continue
+        assert row.source_layer is not None
+        assert row.target_layer is not None
+        mapping = mappings[row.source_layer, row.target_layer]
+        vector = mapping.bias.float()
+        if row.control is None:
+            ids = source.tokenizer(str(row.source))["input_ids"]
+            vector = oracle.states(source.hf, ids)[row.source_layer, -1] @ mapping.weight.float() + vector
+        where = oracle.Target(prompt, [len(prompt) - 1], row.target_layer)
+        ran = oracle.patchscope(target.hf, vector, where, max_new_tokens=1)
+        assert ran.agrees_with(row.token_ids), row
+        n, compared = n + 1, compared | {row.token_ids}
+    assert n == 3 * 9 + 9
+    assert len(compared) > 3, "what is said depends on what is written"

@@ -207,10 +207,10 @@ def _next(by: By, tables: Tables, design: Design) -> list[str]:
         ("head", "Next tokens, written at the last layer, behind which only the norm and the head come, of"),
     ):
         name = f"{NEXT}/{where}"
-        n_items = f"{by[name, None].n_items} ({n_sections} sections)" if where == "inside" else by[name, None].n_items
+        passages = f"{by[name, None].n_items} passages (of {n_sections} sections)"
         lines.append(
             f"- {label} {target}: at a placement chosen on other passages it says the next token of {source} in "
-            f"a share of {by[name, None]} of the {n_items} passages; {by[name, 'shuffled']} more than with other "
+            f"a share of {by[name, None]} of the {passages}; {by[name, 'shuffled']} more than with other "
             f"passages' states, {by[name, 'zero']} more than with the bias alone, {by[name, AS_TEXT]} more than with "
             f"the token itself as text. {verdict(by, name)} Chosen most often: "
             f"{_placements(table, f'n_chosen_{where}')}."
@@ -244,7 +244,7 @@ def _facts(by: By, tables: Tables, design: Design) -> list[str]:
     for which, whom in (("both", "both models give"), ("target", f"{target} gives and {source} does not give")):
         if (some := by.get((f"{FACTS}/{which}", None))) is not None:
             lines.append(
-                f"- Of the {some.n_items} facts that {whom} from text, a share of {some} are named, "
+                f"- Of the {some.n_items} facts that {whom} from text, a share of {some} is named, "
                 f"{by[f'{FACTS}/{which}', 'shuffled']} more than shuffled."
             )
     lines.append(_best(by, FACTS, "fact"))
