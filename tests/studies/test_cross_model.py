@@ -451,9 +451,9 @@ def test_the_usual_target_is_the_other_model_of_the_registry() -> None:
 def engine(tmp_path_factory: pytest.TempPathFactory) -> Done:
     """By the engine itself, on models of two families that know nothing."""
     path = tmp_path_factory.mktemp("engine")
-    data = prose(path / "prose", n_files=20)  # of what the source says at random, one in three is a token of both
+    data = prose(path / "prose", n_files=16)  # of what the source says at random, one in three is a token of both
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(design, "QUICK", replace(SMALL, n_passages=60))
+        patch.setattr(design, "QUICK", replace(SMALL, n_passages=45, relations=SMALL.relations[:1], n_asked=7))
         report = cross_model.run(source_model(), target_model=other_family(), quick=True, data=data, out=path / "out")
     return Done(path / "out", report, [])
 
