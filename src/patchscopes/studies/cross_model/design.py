@@ -95,8 +95,8 @@ QUICK = Scale(
     n_sentences=500,
     n_passages=50,
     relations=("country capital", "country language", "country largest city"),
-    n_asked=30,
-    n_both=12,
+    n_asked=25,
+    n_both=10,
     n_target_only=4,
     max_new_tokens=8,
 )
