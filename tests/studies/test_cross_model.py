@@ -191,6 +191,7 @@ def test_nothing_planted_does_not_stand(null: Done) -> None:
     page = null.report.pages["page"]
     assert page.count("**The finding does not stand**") == 3
     assert page.count("no more, as far as can be told, than “unpatched”") == 3
+    assert page.count("**Beside the bias alone it does not stand**") == 3
     assert "more than any control does" not in page
 
 
@@ -199,6 +200,7 @@ def test_the_page_says_what_stands(found: Done) -> None:
     assert page.count("The finding stands") == 3
     assert page.count("more than any control does") == 3
     assert "Chosen most often: ridge 3 → 2" in page
+    assert "Beside the bias alone it does not" not in page
     assert "{" not in page
 
 

@@ -156,6 +156,12 @@ def _more(by: By, name: str) -> str:
     return f"no more, as far as can be told, than {', '.join(f'“{control}”' for control in failing)}"
 
 
+def _verdict(by: By, name: str) -> str:
+    """Rule 17's, and whether the bias alone would do."""
+    said = verdict(by, name)
+    return said if by[name, "zero"].stands else f"{said} **Beside the bias alone it does not stand**."
+
+
 def _than_text(left: Finding) -> str:
     if left.high < 0:
         return "reading the text itself tells more"
@@ -212,7 +218,7 @@ def _next(by: By, tables: Tables, design: Design) -> list[str]:
             f"- {label} {target}: at a placement chosen on other passages it says the next token of {source} in "
             f"a share of {by[name, None]} of the {passages}; {by[name, 'shuffled']} more than with other "
             f"passages' states, {by[name, 'zero']} more than with the bias alone, {by[name, AS_TEXT]} more than with "
-            f"the token itself as text. {verdict(by, name)} Chosen most often: "
+            f"the token itself as text. {_verdict(by, name)} Chosen most often: "
             f"{_placements(table, f'n_chosen_{where}')}."
         )
     return [
@@ -237,7 +243,7 @@ def _facts(by: By, tables: Tables, design: Design) -> list[str]:
         f"{by[name, 'shuffled']} more than with other subjects' states, {by[name, 'random-state']} more than with "
         f"unrelated ones, {by[name, 'zero']} more than with the bias alone, {by[name, FREQUENT]} more than by always "
         "giving the most frequent answer. "
-        f"{verdict(by, name)} Chosen most often: {_placements(tables['facts'])}.",
+        f"{_verdict(by, name)} Chosen most often: {_placements(tables['facts'])}.",
         f"- The mapped state minus the state that {target} itself has of the subject, at the same ℓ*: "
         f"{by[name, OWN_STATE]}.",
     ]
