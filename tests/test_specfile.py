@@ -173,3 +173,25 @@ def test_unreadable_files_are_told(tmp_path: Path) -> None:
     assert "No such file" in refused(tmp_path / "absent.toml")
     (tmp_path / "latin.toml").write_bytes(b'model = "caf\xe9"')
     assert "is not UTF-8" in refused(tmp_path / "latin.toml")
+
+
+def test_a_target_model_and_a_mapping_are_named(tmp_path: Path) -> None:
+    spec = read_spec(written(tmp_path, {"sources": ["x"], "target_model": "gemma3-270m", "mapping": "f.safetensors"}))
+    assert spec.target_model == "gemma3-270m"
+    assert spec.options == {"mapping": str(tmp_path / "f.safetensors")}
+    plain = read_spec(written(tmp_path, {"sources": ["x"]}))
+    assert (plain.target_model, plain.options) == (None, {})
+    assert "target_model is 3; it must be a text or null" in refused(
+        written(tmp_path, {"sources": ["x"], "target_model": 3})
+    )
+
+
+def test_sources_have_masks_and_prompts_of_their_own(tmp_path: Path) -> None:
+    entry = {"text": "a b", "mask": "a", "prompt": {"text": "c d", "at": "d", "mask": "c"}}
+    spec = read_spec(written(tmp_path, {"sources": [entry, {"text": "e", "prompt": "f {}"}]}))
+    own = InspectionPrompt("c d", at="d", mask="c")
+    assert spec.sources == (Source("a b", mask="a", prompt=own), Source("e", prompt="f {}"))
+    for prompt in (3, {"txt": "c"}, {"text": "c", "note": ""}):
+        assert '"prompt" must be a text, or an object with text' in refused(
+            written(tmp_path, {"sources": [{"text": "a", "prompt": prompt}]})
+        )

@@ -5,6 +5,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from os import PathLike
 from pathlib import Path
 from types import MappingProxyType
@@ -191,25 +192,20 @@ def prepare(
     The Inspection's `.results()` runs it, `.rows()` yields rows as they finish, `.plan` says what it takes. With `run`,
     what remains is found, and its plan made, when it is run.
     """
-    if not isinstance(model, Model):
-        raise OptionError(f"the first argument is a model from load(), not a {type(model).__name__}: {model!r}.")
-    answers = tuple(candidate.strip() for candidate in _strings(candidates))
-    given = tuple(_source(text) for text in _several(sources))
     transfer = _transfer(model, target_model, mapping)
-    target = transfer.target
+    answers = tuple(candidate.strip() for candidate in _strings(candidates))
+    as_prompt = partial(find_prompt, placeholder=placeholder, at=target_at, mask=target_mask)
+    given = tuple(_source(text, as_prompt) for text in _several(sources))
     readout = readout or ("candidates" if answers or any(source.candidates for source in given) else "text")
     _check_choices(readout=(readout, get_args(ReadoutKind)), runner=(runner, RUNNERS), bos=(bos, BOS_CHOICES))
-    same = isinstance(target_layers, str) and target_layers == "same"
     sweep = Sweep(
         sources=given,
-        prompts=tuple(
-            find_prompt(value, placeholder=placeholder, at=target_at, mask=target_mask) for value in _several(prompt)
-        ),
+        prompts=tuple(map(as_prompt, _several(prompt))),
         source_layers=parse_layers(source_layers, model.n_layers),
-        target_layers=None if same else parse_layers(target_layers, target.n_layers),
+        target_layers=_target_layers(target_layers, transfer.target),
         at=at,
         readout=Readout(readout, top_k),
-        decoding=Decoding(max_new_tokens, _strings(stop), float(temperature), seed, tuple(sorted(target.eos_ids))),
+        decoding=Decoding(max_new_tokens, _strings(stop), float(temperature), seed, _eos_ids(transfer.target)),
         candidates=answers,
         n_samples=n_samples,
         controls=_strings(controls),
@@ -219,8 +215,15 @@ def prepare(
         seed=seed,
         mask=source_mask,
     )
+    return _inspection(transfer, sweep, runner=runner, memory_bytes=memory_bytes, run=run)
+
+
+def _inspection(
+    transfer: Transfer, sweep: Sweep, *, runner: str, memory_bytes: int | None, run: str | PathLike[str] | None
+) -> Inspection:
+    """The sweep, resolved and planned, with the runner of that name."""
     sweep = transfer.named(sweep)
-    resolved, budget = _resolved(transfer, sweep), _budget(target, memory_bytes)
+    resolved, budget = _resolved(transfer, sweep), _budget(transfer.target, memory_bytes)
     folder = None if run is None else Path(run)
     inspection = Inspection(transfer, sweep, resolved, RUNNERS[runner], runner, budget, folder)
     if folder is None:
@@ -231,6 +234,8 @@ def prepare(
 
 def _transfer(model: Model, target_model: Model | None, mapping: Mappings | str | PathLike[str] | None) -> Transfer:
     """What is read, what it goes through, and what it is written into."""
+    if not isinstance(model, Model):
+        raise OptionError(f"the first argument is a model from load(), not a {type(model).__name__}: {model!r}.")
     if not isinstance(target_model, Model | None):
         raise OptionError(
             f"target_model is a model from load(), not a {type(target_model).__name__}: {target_model!r}."
@@ -249,8 +254,17 @@ def _resolved(transfer: Transfer, sweep: Sweep) -> Resolved:
     with collector_paused():
         resolved = resolve(transfer, sweep)
     for message in resolved.warnings:
-        warnings.warn(message, PatchscopesWarning, stacklevel=4)
+        warnings.warn(message, PatchscopesWarning, stacklevel=5)
     return resolved
+
+
+def _target_layers(layers: Layers, target: Model) -> tuple[int, ...] | None:
+    """ℓ* as a Sweep has them: None for the same as ℓ."""
+    return None if isinstance(layers, str) and layers == "same" else parse_layers(layers, target.n_layers)
+
+
+def _eos_ids(model: Model) -> tuple[int, ...]:
+    return tuple(sorted(model.eos_ids))
 
 
 def _budget(model: Model, memory_bytes: int | None) -> Budget:
@@ -268,13 +282,13 @@ def _several(value: Any) -> list[Any]:
     return list(value)
 
 
-def _source(value: str | Source) -> Source:
+def _source(value: str | Source, as_prompt: Callable[[str], InspectionPrompt]) -> Source:
     if isinstance(value, Source) and isinstance(value.text, str):
         for name, word in (("item", value.item), ("kind", value.kind)):
             if not isinstance(word, str | None):
                 raise OptionError(f"the {name} of a source is a text or None, not a {type(word).__name__}: {word!r}.")
         candidates = tuple(candidate.strip() for candidate in _strings(value.candidates))
-        prompt = None if value.prompt is None else find_prompt(value.prompt)
+        prompt = as_prompt(value.prompt) if isinstance(value.prompt, str) else value.prompt
         expect = _strings(value.expect)
         return replace(value, expect=expect, candidates=candidates, split=_pieces(value.split), prompt=prompt)
     if not isinstance(value, str):

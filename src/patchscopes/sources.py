@@ -2,13 +2,14 @@
 
 import json
 import sys
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from patchscopes.errors import SourceError
-from patchscopes.spec import Source
+from patchscopes.spec import InspectionPrompt, Source
 
-KEYS = ("text", "at", "expect", "item", "kind", "candidates", "split")
+KEYS = ("text", "at", "expect", "item", "kind", "candidates", "split", "mask", "prompt")
 
 
 def read_sources(arguments: tuple[str, ...], file: str | None) -> list[Source]:
@@ -38,7 +39,7 @@ def source_from(entry: Any, where: str) -> Source:
     at = entry.get("at")
     if not (at is None or isinstance(at, str | int)) or isinstance(at, bool):
         raise SourceError(f'{where}: "at" must be a text or a whole number, not {at!r}.')
-    for key in ("item", "kind"):
+    for key in ("item", "kind", "mask"):
         if not isinstance(entry.get(key), str | None):
             raise SourceError(f'{where}: "{key}" must be a text, not {entry[key]!r}.')
     return Source(
@@ -49,7 +50,22 @@ def source_from(entry: Any, where: str) -> Source:
         kind=entry.get("kind"),
         candidates=_answers(entry, "candidates", where),
         split=_pieces(entry, where),
+        mask=entry.get("mask"),
+        prompt=_prompt(entry, where),
     )
+
+
+def _prompt(entry: dict[str, Any], where: str) -> InspectionPrompt | str | None:
+    """The source's own inspection prompt: a text, or an object with the fields of an InspectionPrompt."""
+    value = entry.get("prompt")
+    if isinstance(value, str | None):
+        return value
+    known = [field.name for field in fields(InspectionPrompt)]
+    if not isinstance(value, dict) or not isinstance(value.get("text"), str) or not set(value) <= set(known):
+        raise SourceError(
+            f'{where}: "prompt" must be a text, or an object with text and perhaps {", ".join(known[1:])}: {value!r}.'
+        )
+    return InspectionPrompt(**value)
 
 
 def _pieces(entry: dict[str, Any], where: str) -> tuple[str, ...]:

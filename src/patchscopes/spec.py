@@ -60,7 +60,7 @@ class Source:
     that is: donors, for the controls `shuffled` and `mean`, are sources of other items and the same kind. `split` are
     pieces that make up `text`, each tokenised by itself; empty leaves the split into tokens to the tokenizer. `mask` is
     a phrase whose tokens no later token can attend to; None takes the call's. `prompt` is an inspection prompt of its
-    own; None takes the call's.
+    own, or a text as the call takes one; None takes the call's.
     """
 
     text: str
@@ -72,7 +72,7 @@ class Source:
     candidates: tuple[str, ...] = ()
     split: tuple[str, ...] = ()
     mask: str | None = None
-    prompt: InspectionPrompt | None = None
+    prompt: InspectionPrompt | str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,9 +31,10 @@ T = TypeVar("T")
 LOAD_OPTIONS: Mapping[str, Any] = MappingProxyType(
     {"model": str, "revision": str | None, "dtype": str, "device": str, "trust_remote_code": bool}
 )
-# Where rows are kept is said where the file is run.
+# Where rows are kept is said where the file is run; a model and a mapping are named, the latter by its file.
+NAMED: Mapping[str, Any] = MappingProxyType({"target_model": str | None, "mapping": str | None})
 INSPECT_OPTIONS: Mapping[str, Any] = MappingProxyType(
-    {key: hint for key, hint in get_type_hints(InspectOptions).items() if key != "run"}
+    {key: NAMED.get(key, hint) for key, hint in get_type_hints(InspectOptions).items() if key != "run"}
 )
 SOURCES = ("sources", "sources_file")
 # Another way to write memory_bytes, as on the command line: "8GiB".
@@ -46,12 +47,16 @@ WORDS: Mapping[Any, str] = MappingProxyType(
 
 @dataclass(frozen=True, slots=True)
 class SpecFile:
-    """What a specification file asks for. `load_options` and `options` go to `load` and `inspect` as they are."""
+    """What a specification file asks for. `load_options` and `options` go to `load` and `inspect` as they are.
+
+    `target_model` is another to load with the same options, and to give to `inspect`.
+    """
 
     model: str
     load_options: Mapping[str, Any]
     sources: tuple[Source, ...]
     options: Mapping[str, Any]
+    target_model: str | None = None
 
 
 def read_spec(path: str | PathLike[str]) -> SpecFile:
@@ -75,7 +80,7 @@ def read_spec(path: str | PathLike[str]) -> SpecFile:
             f"{file}: " + "\n".join(["", *(f"  {fault}" for fault in faults)] if faults[1:] else faults)
         )
     load_options = {key: values[key] for key in LOAD_OPTIONS if key in values and key != "model"}
-    asked = {
+    asked: dict[str, Any] = {
         key: float(values[key]) if hint is float else values[key]
         for key, hint in INSPECT_OPTIONS.items()
         if key in values
@@ -84,7 +89,10 @@ def read_spec(path: str | PathLike[str]) -> SpecFile:
         asked["prompt"] = _prompt(asked["prompt"])
     if memory is not None:
         asked["memory_bytes"] = memory
-    return SpecFile(values.get("model", DEFAULT_MODEL), load_options, tuple(sources or ()), asked)
+    if asked.get("mapping") is not None:
+        asked["mapping"] = str(file.parent / asked["mapping"])
+    target = asked.pop("target_model", None)
+    return SpecFile(values.get("model", DEFAULT_MODEL), load_options, tuple(sources or ()), asked, target)
 
 
 def _checked(read: Callable[[], T], faults: list[str]) -> T | None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, get_args
 import click
 
 from patchscopes.cli.values import chosen_format, output_options, read_values
-from patchscopes.sources import read_sources
+from patchscopes.sources import KEYS, read_sources
 from patchscopes.spec import ReadoutKind, Row
 
 if TYPE_CHECKING:
@@ -21,7 +21,10 @@ CONTROLS_HELP = (
     "Controls beside the cells: unpatched, self, zero, random, random-state, shuffled, mean, text-only, "
     "phrase-only; or none alone."
 )
-SOURCES_HELP = "A file of sources, or - : lines, or JSON with text, at, expect, item, kind, candidates, split."
+SOURCES_HELP = f"A file of sources, or - : lines, or JSON with {', '.join(KEYS)}."
+TARGET_AT_HELP = "The token to overwrite in a prompt without {}, named as by --at; text goes on from the prompt's end."
+MASK_HELP = "A phrase of the {} that no later token can attend to."
+MAPPING_HELP = "What states go through: a file that patchscopes.mappings saved."
 CANDIDATES_HELP = "Answers to score instead of a text: a file of one a line, or a,b,c."
 MEMORY_HELP = "What it may take beside the weights, such as 8GiB.  [default: half of what is free]"
 
@@ -54,6 +57,11 @@ def model_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option(
     "--at", default="last", show_default=True, help="last, all, a position, a phrase, phrase#2, re:…, span:…, text:…."
 )
+@click.option("--target-at", default=None, help=TARGET_AT_HELP)
+@click.option("--source-mask", default=None, metavar="PHRASE", help=MASK_HELP.format("sources"))
+@click.option("--target-mask", default=None, metavar="PHRASE", help=MASK_HELP.format("prompts"))
+@click.option("--target-model", default=None, help="Another model, named as --model, that states are written into.")
+@click.option("--mapping", default=None, type=click.Path(), help=MAPPING_HELP)
 @click.option("--source-layers", default="all", show_default=True, help="Layers to read: all, 3, 0-12, 0-4,8.")
 @click.option(
     "--target-layers", default="same", show_default=True, help="Layers to write: same, or layers for the product."
@@ -123,14 +131,12 @@ def load_for(options: dict[str, Any]) -> Any:
     """Take the model options out of `options` and load what they name; slow steps are told on standard error."""
     import patchscopes.api
 
-    model = patchscopes.api.load(
-        options.pop("model"),
-        revision=options.pop("revision"),
-        trust_remote_code=options.pop("trust_remote_code"),
-        dtype=options.pop("dtype"),
-        device=options.pop("device"),
-        notify=lambda message: click.echo(message, err=True),
-    )
+    notify, target = lambda message: click.echo(message, err=True), options.get("target_model")
+    revision = options.pop("revision")
+    how = {key: options.pop(key) for key in ("trust_remote_code", "dtype", "device")}
+    model = patchscopes.api.load(options.pop("model"), revision=revision, notify=notify, **how)
+    if target is not None:
+        options["target_model"] = patchscopes.api.load(target, notify=notify, **how)
     gc.freeze()  # what is there now stays: no later search for cycles needs to walk it
     gc.enable()
     return model

@@ -14,8 +14,8 @@ def run_command(spec: str, out: str, memory: str | None, explain: bool) -> int:
     """Run the specification in SPEC (TOML, YAML or JSON); the same command again does only what remains.
 
     Its keys are model, revision, dtype, device, trust_remote_code, sources or sources_file, and the options of
-    patchscopes inspect with _ in place of -, candidates as a list. Rows are kept in --out as they finish; patchscopes
-    show reads them.
+    patchscopes inspect with _ in place of -, candidates as a list, paths relative to SPEC. Rows are kept in --out as
+    they finish; patchscopes show reads them.
     """
     from patchscopes.store import check_folder
 
@@ -29,7 +29,10 @@ def run_command(spec: str, out: str, memory: str | None, explain: bool) -> int:
     asked = read_spec(spec)
     budget = {} if memory is None else {"memory_bytes": parse_bytes(memory)}
     model = api.load(asked.model, notify=lambda message: click.echo(message, err=True), **asked.load_options)
-    inspection = api.prepare(model, asked.sources, run=out, **{**asked.options, **budget})
+    options = {**asked.options, **budget}
+    if asked.target_model is not None:
+        options["target_model"] = api.load(asked.target_model, **asked.load_options)
+    inspection = api.prepare(model, asked.sources, run=out, **options)
     if explain:
         click.echo(str(inspection.explain()))
         return 0

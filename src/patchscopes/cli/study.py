@@ -45,6 +45,7 @@ def study_command(
     tokenization          how the split of a name into tokens changes its resolution
     attribute-extraction  what attributes a state holds, beside a probe
     next-token            what comes next, read from one state: token identity beside lenses
+    multi-hop             whether the first hop's state, written into the second, answers what text does not
 
     Writes summary.json, a page in words, a walk through one item, tables and figures; says what it costs before it
     starts. The same command again does only what remains.

@@ -105,7 +105,7 @@ def _points(
     source = sweep.sources[index]
     try:
         points = tuple(_resolve_source(transfer.source, sweep, source, index))
-        if source.prompt is not None:
+        if isinstance(source.prompt, InspectionPrompt):
             own[index] = _target(transfer.target, sweep, source.prompt)
     except (SourceError, PositionError, ContextLengthError, PlaceholderError, PromptError) as error:
         return error
