@@ -11,7 +11,7 @@ HOME_VARIABLE = "PATCHSCOPES_HOME"
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """Where things are kept on this machine. `home` holds pulled and converted models (`models/`, `gguf/`)."""
+    """Where things are kept on this machine. `home` holds models (`models/`, `gguf/`) and lenses (`lenses/`)."""
 
     home: Path
 

@@ -101,6 +101,24 @@ def test_impossible_tokens_take_no_part(kind: str) -> None:
     assert one.best(x).tokens.tolist() == logits.argmax(-1).tolist()
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("chunk", [10, 4096])
+def test_divergences_and_ranks_are_those_of_whole_distributions(
+    monkeypatch: pytest.MonkeyPatch, kind: str, family: str, chunk: int
+) -> None:
+    one, x = made(monkeypatch, family, chunk), entering(tiny_model(family))
+    others = [x, 3 * x, x.flip(0)]
+    p, *qs = (torch.log_softmax(one.logits(y).double(), -1) for y in (x, *others))
+    found = one.divergences(x, others)
+    assert found.shape == (3, len(x))
+    assert (found[0] == 0).all()
+    for row, q in zip(found, qs, strict=True):
+        assert torch.allclose(row.double(), (p.exp() * (p - q)).sum(-1), atol=1e-4)
+    order = one.logits(x).argsort(-1, descending=True)
+    for place in (0, 1, 7, order.shape[1] - 1):
+        assert (one.ranks(x, order[:, place]) == place + 1).all()
+
+
 @pytest.mark.parametrize("at", [0, 19, 20, 89])
 def test_no_number_in_any_chunk_is_none_for_its_row_alone(kind: str, at: int) -> None:
     one, x = Fixed(logits_with({at: math.nan}), 20), torch.zeros(2, 1)

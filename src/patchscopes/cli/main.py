@@ -15,6 +15,7 @@ import click
 
 from patchscopes import __version__
 from patchscopes.cli.inspect import inspect_command
+from patchscopes.cli.lens import lens_command
 from patchscopes.cli.look import demo_command, prompts_command, tokens_command
 from patchscopes.cli.models import models_group
 from patchscopes.cli.run import run_command
@@ -39,6 +40,7 @@ for command in (
     run_command,
     show_command,
     study_command,
+    lens_command,
     models_group,
     prompts_command,
     tokens_command,

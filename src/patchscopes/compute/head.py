@@ -99,6 +99,38 @@ class Head:
         return found - _log_normalizer(sums)[:, None]
 
     @torch.no_grad()
+    def divergences(
+        self, x: Float[Tensor, "row d_head_in"], others: Sequence[Float[Tensor, "row d_head_in"]]
+    ) -> Float[Tensor, "other row"]:
+        """KL(p ‖ q) in nats, p the distribution that `x` gives and q that of each of `others`; 0 where they are one."""
+        normalizer = self._normalizer(x)
+        expected = torch.zeros(len(others), x.shape[0], dtype=torch.float64, device=x.device)
+        sums: list[list[Tensor]] = [[] for _ in others]
+        for _, chunk in self._chunks:
+            logits = self._model.scaled_logits(chunk(x)).float()
+            p = (logits - normalizer[:, None]).exp()
+            for index, other in enumerate(others):
+                part = self._model.scaled_logits(chunk(other)).float()
+                sums[index].append(kernels.softmax_sums(part))
+                expected[index] += (p * (logits - part)).sum(-1).double()
+        normalizers = [_log_normalizer(of_other) for of_other in sums]
+        return (
+            torch.stack([e + n - normalizer for e, n in zip(expected, normalizers, strict=True)]).clamp(min=0).float()
+        )
+
+    @torch.no_grad()
+    def ranks(self, x: Float[Tensor, "row d_head_in"], tokens: Int[Tensor, " row"]) -> Int[Tensor, " row"]:
+        """The place of one token of each row among all, by its logit: 1 is the likeliest; ties share the better."""
+        logits = torch.full(tokens.shape, float("-inf"), device=x.device)
+        for start, part in self._parts(x):
+            local = tokens - start
+            here = (local >= 0) & (local < part.shape[1])
+            found = part.gather(1, local.clamp(0, part.shape[1] - 1)[:, None])[:, 0]
+            logits = torch.where(here, found, logits)
+        above = [(part > logits[:, None]).sum(-1) for _, part in self._parts(x)]
+        return torch.stack(above).sum(0) + 1
+
+    @torch.no_grad()
     def token_logits(
         self, x: Float[Tensor, "row d_head_in"], tokens: Int[Tensor, "row token"]
     ) -> Float[Tensor, "row token"]:
@@ -109,6 +141,9 @@ class Head:
         logits = torch.einsum("rd,rtd->rt", x, module.weight[tokens])
         biases: Tensor | None = module.bias
         return self._model.scaled_logits(logits if biases is None else logits + biases[tokens]).float()
+
+    def _normalizer(self, x: Tensor) -> Float[Tensor, " row"]:
+        return _log_normalizer([kernels.softmax_sums(part) for _, part in self._parts(x)])
 
     def _parts(self, x: Tensor) -> Iterator[tuple[int, Float[Tensor, "row chunk"]]]:
         for start, chunk in self._chunks:

@@ -178,8 +178,9 @@ class Mappings:
         """Write all of it to one safetensors file. Raises OutputError where that cannot be written."""
         tensors: dict[str, Tensor] = {}
         for (source, target), mapping in self.by_pair.items():
-            tensors[f"{source}-{target}.weight"] = mapping.weight.detach().cpu().contiguous()
-            tensors[f"{source}-{target}.bias"] = mapping.bias.detach().cpu().contiguous()
+            for name, tensor in (("weight", mapping.weight), ("bias", mapping.bias)):
+                # A copy: safetensors refuses tensors that share memory, as where pairs have one mapping.
+                tensors[f"{source}-{target}.{name}"] = tensor.detach().cpu().clone().contiguous()
         quality = {f"{a}-{b}": asdict(m.quality) for (a, b), m in self.by_pair.items() if m.quality is not None}
         metadata = {
             "schema": SCHEMA,

@@ -84,6 +84,14 @@ class Moments:
             self._xy[a, b] += other._xy[a, b] + weight * torch.outer(dx[a], dy[b])
         self.n = n
 
+    def mean(self, layer: int) -> Float64[Tensor, " d_source"]:
+        """The mean state at source layer `layer`."""
+        return self._mean_x[layer]
+
+    def deviation(self, layer: int) -> Float64[Tensor, " d_target"]:
+        """How much each dimension of target layer `layer` varies."""
+        return (self._yy[layer] / self.n).clamp(min=0).sqrt()
+
     def solver(self, layer: int) -> "LeastSquares":
         """What solves least squares from source layer `layer`, whatever the target and the ridge."""
         return LeastSquares.of(self._xx[layer] / self.n)

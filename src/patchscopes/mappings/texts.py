@@ -126,7 +126,7 @@ def _passages(texts: Texts) -> list[Passage]:
     return [text if isinstance(text, Passage) else Passage(text, f"{n:09}") for n, text in enumerate(texts)]
 
 
-_PART = {"fit": "to fit on", "validation": "to choose the ridge on", "held_out": "held out"}
+_PART = {"fit": "to fit on", "validation": "to validate on", "held_out": "held out"}
 
 
 def _split(passages: Sequence[Passage], options: FitOptions, validation: float) -> dict[str, tuple[Passage, ...]]:
