@@ -52,6 +52,15 @@ def test_mcnemar_is_the_binomial_of_the_discordant() -> None:
 def test_holm_by_hand() -> None:
     assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
     assert holm([]) == []
+    assert holm([0.9, 0.6, 0.6]) == [1.0, 1.0, 1.0]
+
+
+@pytest.mark.parametrize("n", [1, 2, 7, 40])
+def test_holm_is_that_of_statsmodels(n: int) -> None:
+    from statsmodels.stats.multitest import multipletests
+
+    p = np.random.default_rng(n).random(n).round(1) ** 4  # rounded, so that some are alike
+    assert holm(list(p)) == pytest.approx(list(multipletests(p, method="holm")[1]), abs=1e-15)
 
 
 def test_what_cannot_be_compared_is_refused() -> None:
