@@ -126,7 +126,7 @@ PLANTED = {FIXED_PROMPT: {5, 6, 7}, RANDOM_PROMPT: {6, 7}, LOGIT_LENS: {7}, AFFI
 
 
 def planted(layers: dict[str, set[int]] = PLANTED, **options: Callable[[State], bool]) -> Told:
-    """Each method says what the state's own source says next at its `layers` (donors' states theirs), and at n_layers."""
+    """Each method says at its `layers`, and at n_layers, what the source of the state says next; donors say theirs."""
 
     def says(method: str, state: State, _: Cell) -> int | None:
         known = state.layer in layers[method] or state.layer == long_model().n_layers

@@ -190,13 +190,13 @@ class Design:
 
     @property
     def pair_prompts(self) -> dict[tuple[int, int], InspectionPrompt]:
-        """Prompts of random words, by (pairs, draw). A small vocabulary may not have words for all."""
-        return {
-            (n, draw): identity_prompt(words[:n])
-            for n in self.scale.pairs
-            for draw, words in enumerate(self.words)
-            if n <= len(words)
-        }
+        """Prompts of random words, by (pairs, draw), no two alike. A small vocabulary may not have words for all."""
+        found: dict[InspectionPrompt, tuple[int, int]] = {}
+        for n in self.scale.pairs:
+            for draw, words in enumerate(self.words):
+                if n <= len(words):
+                    found.setdefault(identity_prompt(words[:n]), (n, draw))
+        return {key: prompt for prompt, key in found.items()}
 
     @property
     def unmapped(self) -> Transfer:

@@ -19,6 +19,7 @@ SHARES = (0.6, 0.4)  # of the text: to fit on, to report
 MIN_POSITION = 4
 MAX_POSITION = 127
 FEWEST = 12  # passages that are reported, each with five donors among the others
+FEWEST_SECTIONS = 3  # to fit on: one to fit, one to say when it is enough, one to tell how good it is
 
 TOO_SHORT = f"no position from {MIN_POSITION} on that another token follows"
 NOT_READ = "beyond the passages that are reported"
@@ -67,6 +68,12 @@ def deal(model: Model, passages: Sequence[Passage], amount: Amount, *, seed: int
     Every passage gets a place before any gets a second one. Raises DataError where there are too few.
     """
     fit, reported = split_sections(passages, SHARES, seed=seed)
+    if len(sections := {passage.section for passage in fit}) < FEWEST_SECTIONS:
+        n = len({passage.section for passage in passages})
+        raise DataError(
+            f"{len(passages)} passages are in {n} sections, of which {len(sections)} are to fit maps on; at least "
+            f"{FEWEST_SECTIONS} are needed there. Give text in 6 files or more, or one file of 300 passages."
+        )
     kept, excluded = _to_fit(model, fit, amount.n_fit, seed)
     order = philox("passages", seed).permutation(len(reported))
     read = {int(k): tokenize(model, reported[k].text) for k in order}

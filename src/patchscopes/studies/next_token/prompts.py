@@ -49,10 +49,11 @@ def _words(texts: Sequence[str]) -> set[str]:
 
 
 def _of_one_token(model: Model, words: Iterable[str]) -> Iterator[str]:
-    """Those that are one token at a line's begin and behind an arrow."""
+    """Those that are one token at a line's begin and, with the space before, behind an arrow."""
     for word in words:
-        tokens = [token.strip() for token in tokenize(model, f": -> :\n{word} -> {word}\n?").tokens]
-        if tokens.count(word) == 2:
+        tokens = tokenize(model, f": -> :\n{word} -> {word}\n?").tokens
+        spaces = [token for token in tokens if not token.strip() and "\n" not in token]
+        if [token.strip() for token in tokens].count(word) == 2 and not spaces:
             yield word
 
 

@@ -118,7 +118,9 @@ def _notes(design: Design) -> list[str]:
     """What the design leaves out by rule."""
     most = max(design.scale.pairs)
     fewest = min(map(len, design.words))
-    short = [f"the vocabulary has {fewest} words for a prompt: no more pairs are run than that"] * (fewest < most)
+    short = [
+        f"the vocabulary has {fewest} words for a prompt: no more pairs are run, and draws that are alike count once"
+    ] * (fewest < most)
     return [
         f"places are drawn from position {MIN_POSITION} to {MAX_POSITION} of a passage, its last token left out; a "
         "passage gets a second one when all have one",
