@@ -59,6 +59,12 @@ def test_loading_is_silent(saved: Path, capfd: pytest.CaptureFixture[str]) -> No
     assert capfd.readouterr() == ("", "")
 
 
+def test_other_tensors_beside_the_weights_do_not_count(folder: Path) -> None:
+    before = load(folder).fingerprint
+    safetensors.torch.save_file({"weight": torch.ones(2)}, folder / "f.safetensors")
+    assert load(folder).fingerprint == before
+
+
 def test_the_fingerprint_is_that_of_the_weights(saved: Path, folder: Path) -> None:
     assert load(saved).fingerprint == load(folder).fingerprint
     assert load(saved).fingerprint.startswith("sha256:")

@@ -31,7 +31,6 @@ from patchscopes.spec import Result, Row
 from patchscopes.store import open_run, writer
 
 PAUSE_S = 0.002
-LONGEST_S = 0.8
 SOURCES = [f"the cat of {word} is {n}" for word in ("Spain", "Wales", "Syria", "hello") for n in range(4)]
 PROMPT = "the capital of {} is"
 READOUTS: tuple[dict[str, Any], ...] = (
@@ -75,6 +74,13 @@ def attempt(asked: Inspection, folder: Path, after_s: float) -> bool:
     return os.WIFSIGNALED(status)
 
 
+def duration_of(asked: Inspection, folder: Path) -> float:
+    """How long a run takes that is left alone."""
+    began = time.monotonic()
+    assert not attempt(asked, folder, 60.0), "it does not end"
+    return time.monotonic() - began
+
+
 def differences(kept: list[Row], whole: list[Row]) -> Iterator[str]:
     """Identities and tokens must be the same, numbers within 1e-3."""
     if len(kept) != len(whole):
@@ -100,12 +106,13 @@ def main(folder: Path, n_kills: int) -> dict[str, object]:
     moments = random.Random(7)
     inspections = [api.prepare(model, SOURCES, runner="slow", **options) for options in READOUTS]
     whole = [list(asked.results()) for asked in inspections]
+    longest_s = duration_of(inspections[0], folder / "timed")  # a busy machine takes longer, and is killed later
     kills = runs = resumed = 0
     found: list[str] = []
     while kills < n_kills or runs % len(READOUTS):
         asked, of = inspections[runs % len(READOUTS)], whole[runs % len(READOUTS)]
         run = folder / f"run-{runs}"
-        while kills < n_kills and attempt(asked, run, moments.uniform(0, LONGEST_S)):
+        while kills < n_kills and attempt(asked, run, moments.uniform(0, longest_s)):
             kills += 1
             resumed += (run / "manifest.json").exists() and 0 < len(open_run(run)) < len(of)
         if not complete(run):

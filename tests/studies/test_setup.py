@@ -2,14 +2,17 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from inspect import unwrap
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from patchscopes.engine import Engine
 from patchscopes.errors import OptionError, OutputError
+from patchscopes.mappings import Mapping, Mappings, Side, Transfer
 from patchscopes.models import Model
 from patchscopes.plan import Plan
 from patchscopes.reference import Reference
@@ -118,3 +121,34 @@ def test_the_cost_is_told_before_anything_runs(llama: Model, tmp_path: Path, mon
     quiet = Setup.of(llama, {"tell": told.append})
     quiet.announce([stage(llama)])
     assert told[1].endswith(" here")
+
+
+def maps(model: Model, number: float) -> Mappings:
+    width = model.d_model
+    return Mappings(
+        "affine", Side.of(model), Side.of(model), {(0, 1): Mapping(torch.eye(width) * number, torch.ones(width))}
+    )
+
+
+def test_mappings_are_made_once_for_what_decides_them(llama: Model, tmp_path: Path) -> None:
+    setup = Setup.of(llama, {"out": tmp_path})
+    made = [setup.fitted("f", {"seed": 0, "sizes": (1, 2)}, lambda: maps(llama, 2.0)) for _ in "ab"]
+    assert made[0].digest == made[1].digest
+    kept = Setup.of(llama, {"out": tmp_path}).fitted("f", {"sizes": [1, 2], "seed": 0}, lambda: maps(llama, 3.0))
+    assert kept.digest == made[0].digest, "the same in another session, and not made again"
+    other = setup.fitted("f", {"seed": 1, "sizes": (1, 2)}, lambda: maps(llama, 3.0))
+    assert other.digest != kept.digest
+    nowhere = Setup.of(llama, {}).fitted("f", {"seed": 1}, lambda: maps(llama, 2.0))
+    assert nowhere.digest == kept.digest
+
+
+def test_a_stage_goes_through_its_transfer(llama: Model, tmp_path: Path) -> None:
+    setup = Setup.of(llama, {"out": tmp_path})
+    plain, mapped = stage(llama, "plain"), stage(llama, "mapped", controls=("zero",))
+    transfer = Transfer(llama, llama, Mappings("affine", Side.of(llama), Side.of(llama), {
+        (layer, 1): Mapping(torch.eye(llama.d_model) * 2, torch.ones(llama.d_model)) for layer in (0, 1)
+    }))  # fmt: skip
+    results = setup.run(replace(mapped, transfer=transfer))
+    assert {row.mapping for row in results} == {transfer.mappings.label((layer, 1)) for layer in (0, 1)}  # type: ignore[union-attr]
+    assert {row.mapping for row in setup.run(plain)} == {None}
+    assert results.spec["mapping"] == transfer.mappings.digest  # type: ignore[union-attr]

@@ -44,6 +44,7 @@ def study_command(
     entity-resolution     at which layer a name becomes the entity that it names
     tokenization          how the split of a name into tokens changes its resolution
     attribute-extraction  what attributes a state holds, beside a probe
+    multi-hop             whether the first hop's state, written into the second, answers what text does not
 
     Writes summary.json, a page in words, a walk through one item, tables and figures; says what it costs before it
     starts. The same command again does only what remains.

@@ -230,11 +230,14 @@ def _folder_at(path: Path, settings: Settings) -> Path:
 
 
 def _hash_of(folder: Path) -> str:
-    """The recorded hash of converted weights, which loading has checked; else SHA-256 over the folder's weights."""
+    """The recorded hash of converted weights, which loading has checked; else SHA-256 over the folder's weights.
+
+    Those are what transformers loads by its names for them; a mapping that is kept beside them does not count.
+    """
     if is_converted(folder):
         return f"sha256:{manifest_of(folder)['weights_sha256']}"
     digest = hashlib.sha256()
-    for path in sorted(folder.glob("*.safetensors")):
+    for path in sorted({*folder.glob("model*.safetensors"), *folder.glob("adapter_model*.safetensors")}):
         digest.update(f"{path.name}|{hash_file(path)}|".encode())
     return f"sha256:{digest.hexdigest()}"
 

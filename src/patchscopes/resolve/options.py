@@ -16,7 +16,7 @@ def check_options(model: Model, sweep: Sweep) -> None:
     """Raise an OptionError for a value that an option cannot take; `model` is the target."""
     if not sweep.sources:
         raise SourceError("no source was given; give at least one text.")
-    if not sweep.prompts:
+    if not sweep.prompts and any(source.prompt is None for source in sweep.sources):
         raise OptionError("no inspection prompt was given; give at least one.")
     decoding = sweep.decoding
     numbers = {"max_new_tokens": decoding.max_new_tokens, "n_samples": sweep.n_samples, "draws": sweep.draws}

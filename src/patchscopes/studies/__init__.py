@@ -17,6 +17,7 @@ STUDIES: Mapping[str, str] = MappingProxyType(
         "entity-resolution": "at which layer a name becomes the entity that it names",
         "tokenization": "how the split of a name into tokens changes its resolution",
         "attribute-extraction": "what attributes a state holds, beside a probe",
+        "multi-hop": "whether writing the first hop's state into the second answers what text does not",
     }
 )
 

@@ -3,15 +3,14 @@
 Axes: item (a source of the sweep), draw, layer (ℓ, or a pair (ℓ, ℓ*)), in the order of the sweep.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from patchscopes.errors import OptionError
-from patchscopes.results import Results
 from patchscopes.spec import Row
 
 Place = tuple[int | None, int | None]  # (ℓ, ℓ*)
@@ -30,13 +29,13 @@ class Table:
     n_items: int
 
     @classmethod
-    def of(cls, results: Results, prompt: str, n_items: int) -> "Table":
-        """The table of `prompt`'s rows. An inert row is no result: it is never scored (rule 12)."""
+    def of(cls, results: Iterable[Row], prompt: str | None, n_items: int) -> "Table":
+        """The table of `prompt`'s rows, of all where None. An inert row is no result: it is never scored (rule 12)."""
         rows: dict[tuple[str | None, int | None, Place, int], Row] = {}
         twice: set[tuple[str | None, int | None, Place, int]] = set()
         missing: dict[int, str] = {}
         for row in results:
-            if row.prompt != prompt and row.prompt is not None:
+            if prompt is not None and row.prompt not in (prompt, None):
                 continue
             if row.status == "ok":
                 key = row.control, row.source_index, (row.source_layer, row.target_layer), row.draw
@@ -88,3 +87,22 @@ class Table:
         raise OptionError(
             f"there is no row of {control or 'the cell'} for item {item} at (ℓ, ℓ*) = {place}, draw {draw}."
         )
+
+
+def owned(rows: Iterable[Row], prompts: Sequence[str]) -> Iterator[Row]:
+    """The rows, where item k has inspection prompt `prompts[k]` of its own: those without a source, for each it is of.
+
+    A control without a source has one row a prompt, which belongs to every item that has this prompt.
+    """
+    items: dict[str, list[int]] = {}
+    for item, prompt in enumerate(prompts):
+        items.setdefault(prompt, []).append(item)
+    seen: set[tuple[object, ...]] = set()
+    for row in rows:
+        if row.source_index is not None or row.prompt is None:
+            yield row
+            continue
+        place = row.control, row.prompt, row.source_layer, row.target_layer, row.draw
+        if place not in seen:  # the same prompt, given by several items
+            seen.add(place)
+            yield from (replace(row, source_index=item) for item in items.get(row.prompt, ()))

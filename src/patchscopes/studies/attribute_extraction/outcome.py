@@ -1,8 +1,8 @@
 """All stages of one relation, and its held-out hits beside every control."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +13,8 @@ from patchscopes.results import Results
 from patchscopes.studies.attribute_extraction.design import DRAWS, Case, Design
 from patchscopes.studies.attribute_extraction.hits import Grid, Key, Rank, naming, ranks
 from patchscopes.studies.attribute_extraction.probing import Probed, probed
-from patchscopes.studies.texts import Score, Table
+from patchscopes.studies.held_out import controls_at
+from patchscopes.studies.texts import Place, Score, Table
 
 Floats = NDArray[np.float64]
 Placement = tuple[int, int]
@@ -53,10 +54,12 @@ class Outcome:
         """The mean hits that each item has with each control, at its own held-out placement (item)."""
         shuffled = self.grid.chosen.of(self.grid.donors).mean(axis=1)
         found = {"shuffled": shuffled, "unpatched": self.grid.texts["unpatched"]}
-        for control, draws in (("random", DRAWS), ("random-state", DRAWS), ("mean", 1)):
-            found[control] = self._at_chosen(partial(self._drawn, control, draws))
-        for control in ("zero", "self"):
-            found[control] = self._at_chosen(partial(self._per_target, control))
+        tables: dict[Place, Table] = {
+            place: Table.of(results, self.case.prompt.label, len(self.case.facts))
+            for place, results in self.chosen.items()
+        }
+        places = [self.placement(k) for k in range(len(self.grid.items))]
+        found |= controls_at(tables, self._score, self.grid.items, places, draws=DRAWS)
         return found | {"phrase-only": self.grid.texts["phrase-only"], "text-only": self.grid.texts["text-only"]}
 
     @cached_property
@@ -190,21 +193,6 @@ class Outcome:
     @cached_property
     def _score(self) -> Score:
         return naming(self.case)
-
-    def _drawn(self, control: str, draws: int, table: Table, item: int, place: Placement) -> float:
-        return float(table.drawn(control, self._score, [item], [place], draws).mean())
-
-    def _per_target(self, control: str, table: Table, item: int, place: Placement) -> float:
-        return float(table.per_target(control, self._score, [item], [place])[0, 0])
-
-    def _at_chosen(self, value: Callable[[Table, int, Placement], float]) -> Floats:
-        """`value` of each item, at the placement that was chosen without it."""
-        tables = {
-            place: Table.of(results, self.case.prompt.label, len(self.case.facts))
-            for place, results in self.chosen.items()
-        }
-        found = [value(tables[self.placement(k)], item, self.placement(k)) for k, item in enumerate(self.grid.items)]
-        return np.array(found, dtype=float)
 
     def _ranks(self, results: Results, control: str | None, draws: Sequence[int]) -> Rank:
         target = self.grid.placements[0][1]

@@ -1,0 +1,110 @@
+"""Outcomes → findings with intervals over bridges: texts, methods beside controls, what they gain, what is a prior."""
+
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from patchscopes.analysis.comparisons import sign_flip
+from patchscopes.analysis.intervals import Interval, mean_interval
+from patchscopes.studies.headline import DIFFERENCE, HIT, beside, holm_over
+from patchscopes.studies.multi_hop.design import METHODS, TEXTS
+from patchscopes.studies.multi_hop.outcome import Method, Outcome
+from patchscopes.studies.report import Finding
+
+Floats = NDArray[np.float64]
+By = Mapping[tuple[str, str | None], Finding]
+PLACE = "a (ℓ, ℓ*) chosen on queries of other bridges"
+
+
+def all_findings(outcome: Outcome) -> list[Finding]:
+    """Texts first, then for each method its score, its gains, and how much of it is a prior."""
+    found = [_rate(outcome, f"text/{name}", hits, _said(name)) for name, hits in outcome.texts.items()]
+    for method in outcome.methods.values():
+        found += _chosen(outcome, method)
+        found += _exists(outcome, method)
+        found += _gains(outcome, method)
+        found += _repaired(outcome, method)
+        found += _prior(outcome, method)
+    return holm_over(found, lambda f: f.name.startswith("gain/"))
+
+
+def _said(name: str) -> str:
+    if name.endswith("-long"):
+        return f"share answered after {TEXTS[name.removesuffix('-long')]}, with as many new tokens as where it thinks"
+    return f"share answered after {TEXTS[name]}"
+
+
+def _rate(outcome: Outcome, name: str, values: Floats, about: str) -> Finding:
+    interval = mean_interval(values, outcome.queries.subjects, seed=outcome.seed, bounds=HIT)
+    return Finding.of(name, interval, about)
+
+
+def _chosen(outcome: Outcome, method: Method) -> list[Finding]:
+    """Held-out hits at one placement, beside every control."""
+    about = f"share answered by {METHODS[method.name]}", PLACE
+    subjects = outcome.queries.subjects
+    return beside(f"chosen/{method.name}", method.held_out, method.beside, subjects, seed=outcome.seed, about=about)
+
+
+def _exists(outcome: Outcome, method: Method) -> list[Finding]:
+    """The paper's score, some placement of the grid answers; beside the same best-of with other queries' states."""
+    own, shuffled = method.exists["own"], method.exists["shuffled"]
+    n = len(outcome.queries.design.placements)
+    rate = _rate(outcome, f"exists/{method.name}", own, f"share that some of {n} (ℓ, ℓ*) answers (the paper's score)")
+    left = _difference(outcome, own - shuffled, own)
+    p = sign_flip(own - shuffled, outcome.queries.subjects, seed=outcome.seed).p
+    about = "the paper's score minus the same best-of with other queries' states"
+    return [rate, Finding.of(rate.name, left, about, control="shuffled", p=p)]
+
+
+def _gains(outcome: Outcome, method: Method) -> list[Finding]:
+    """Held-out hits minus those of the texts."""
+    found = []
+    for name, hits in outcome.texts.items():
+        difference = method.held_out - hits
+        p = sign_flip(difference, outcome.queries.subjects, seed=outcome.seed).p
+        about = f"share answered by {METHODS[method.name]} at {PLACE}, minus: {_said(name)}; p: Holm over all gains"
+        interval = _difference(outcome, difference, method.held_out)
+        found.append(Finding.of(f"gain/{method.name}", interval, about, control=name, p=p))
+    return found
+
+
+def _repaired(outcome: Outcome, method: Method) -> list[Finding]:
+    """Of the queries that the model fails to answer as text: what is answered, and what of it above shuffled."""
+    failed = np.flatnonzero(outcome.texts["plain"] == 0)
+    if not len(failed):
+        return []
+    subjects = [outcome.queries.subjects[k] for k in failed]
+    own, shuffled = method.held_out[failed], method.beside["shuffled"][failed]
+    where = f"of the queries that fail as text, at {PLACE}"
+    rate = mean_interval(own, subjects, seed=outcome.seed, bounds=HIT)
+    left = mean_interval(own - shuffled, subjects, seed=outcome.seed, bounds=DIFFERENCE, own=own)
+    p = sign_flip(own - shuffled, subjects, seed=outcome.seed).p
+    name = f"repaired/{method.name}"
+    return [
+        Finding.of(name, rate, f"share answered {where}"),
+        Finding.of(name, left, f"share answered, minus that with shuffled, {where}", control="shuffled", p=p),
+    ]
+
+
+def _prior(outcome: Outcome, method: Method) -> list[Finding]:
+    """How often a text names what most queries of its type are answered there: a prior, whatever the query."""
+    usual = method.chosen.of(method.usual)
+    found = [
+        _rate(
+            outcome, f"prior/{method.name}", usual,
+            f"share of texts that name the answer which most queries of their type get, right or wrong, at {PLACE}",
+        )
+    ]  # fmt: skip
+    hit = np.flatnonzero(method.held_out)
+    if len(hit):
+        subjects = [outcome.queries.subjects[k] for k in hit]
+        interval = mean_interval(usual[hit], subjects, seed=outcome.seed, bounds=HIT)
+        about = "of the answered queries, the share where that is the answer: what a prior would have answered as well"
+        found.append(Finding.of(f"prior-among-answered/{method.name}", interval, about))
+    return found
+
+
+def _difference(outcome: Outcome, values: Floats, own: Floats) -> Interval:
+    return mean_interval(values, outcome.queries.subjects, seed=outcome.seed, bounds=DIFFERENCE, own=own)

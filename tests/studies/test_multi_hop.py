@@ -1,0 +1,179 @@
+"""multi-hop on made-up relations: a planted repair is found; a guess, and one answer for all, are not."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from data_files import write
+from multi_hop_cases import COUNTRIES, ENDING, NOWHERE, STONES, always, folder, guessing, planted
+from patchscopes.errors import DataError
+from patchscopes.studies import multi_hop, setup
+from patchscopes.studies.headline import NEEDED
+from patchscopes.studies.multi_hop import design
+from patchscopes.studies.multi_hop.design import METHODS
+from patchscopes.studies.report import Report
+from relation_cases import CAPITALS, of, relation
+from study_cases import SPEED, Saying, long_model
+
+N_TYPES, N_KNOWN = 2, 2 * (len(COUNTRIES) - 1)
+
+
+@dataclass(frozen=True)
+class Done:
+    out: Path
+    report: Report
+    told: list[str]
+    runner: Saying
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        return json.loads((self.out / "summary.json").read_text(encoding="utf-8"))
+
+    @property
+    def page(self) -> str:
+        return (self.out / "page.md").read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_timing() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(setup, "measure_speed", lambda *_, **__: SPEED)
+        yield
+
+
+def done(path: Path, runner: Saying, **options: Any) -> Done:
+    told: list[str] = []
+    data = options.pop("data", None) or folder(path / "data")
+    report = multi_hop.run(
+        long_model(), data=data, out=path / "out", runner=lambda _: runner, tell=told.append, **options
+    )
+    return Done(path / "out", report, told, runner)
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> Done:
+    """Of 8 layers the grid has ℓ 1, 2, 3, 4, 5, 6, 7, 8 and ℓ* 0, 1, 2, 3, 4, 6, in part."""
+    return done(tmp_path_factory.mktemp("found"), planted((5, 6), (1, 2), plain=COUNTRIES[:2]))
+
+
+@pytest.fixture(scope="module")
+def guessed(tmp_path_factory: pytest.TempPathFactory) -> Done:
+    return done(tmp_path_factory.mktemp("guessed"), guessing())
+
+
+@pytest.fixture(scope="module")
+def same(tmp_path_factory: pytest.TempPathFactory) -> Done:
+    return done(tmp_path_factory.mktemp("same"), always(CAPITALS[COUNTRIES[1]]))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_what_is_planted_is_found_at_a_placement_chosen_on_other_bridges(found: Done, method: str) -> None:
+    places = {tuple(place) for place in found.summary["provenance"]["design"]["placements"][method]}
+    assert places == {(5, 1)}, "the first of equals that are planted"
+    hits = found.report.finding(f"chosen/{method}")
+    assert (hits.estimate, hits.n_items, hits.n_subjects) == (1.0, 2 * N_KNOWN, len(COUNTRIES) - 1)
+    for control in NEEDED:
+        assert found.report.finding(f"chosen/{method}", control).stands, control
+    assert found.report.finding(f"exists/{method}").estimate == 1.0
+    assert found.report.finding(f"exists/{method}", "shuffled").low > 0.5
+    assert "The finding stands" in found.page
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_gain_is_over_what_the_model_answers_as_text(found: Done, method: str) -> None:
+    plain = 2 / (len(COUNTRIES) - 1)
+    assert found.report.finding("text/plain").estimate == pytest.approx(plain)
+    gain = found.report.finding(f"gain/{method}", "plain")
+    assert gain.estimate == pytest.approx(1 - plain)
+    # 9 of 11 bridges differ, all one way: 2 of 2⁹ flips. Of eight gains, the four over a thought are surer still.
+    assert gain.p == pytest.approx(4 * 2 / 2**9)
+    assert found.report.finding(f"repaired/{method}").n_items == 2 * N_KNOWN - 8
+    assert found.report.finding(f"repaired/{method}").estimate == 1.0
+
+
+def test_queries_end_as_the_model_is_best_asked(found: Done) -> None:
+    queries = [query for _, query in found.summary["provenance"]["design"]["queries"]]
+    assert len(queries) == 2 * N_KNOWN
+    texts = {cell.target_ids for cell in found.runner.cells if cell.masked}
+    tokenizer = long_model().tokenizer
+    assert texts
+    assert all(tokenizer.decode(list(ids)).endswith(ENDING) for ids in texts)
+    assert "they end as this model is best asked" not in found.page
+    assert "queries end as this model is best asked" in found.page
+
+
+def test_everything_is_accounted_for(found: Done) -> None:
+    excluded = {(e["reason"], e["kind"]): e["count"] for e in found.summary["excluded"]}
+    unknown = [n for (reason, _), n in excluded.items() if "first hop" in reason]
+    assert unknown == [2 * N_TYPES], "the stones of one country are not known"
+    n_read = len(STONES) * N_TYPES
+    left_out = sum(n for (_, kind), n in excluded.items() if kind == "query")
+    assert len(found.report.tables["queries"]) + left_out == n_read
+    assert not {query for _, query in found.summary["provenance"]["design"]["queries"] if STONES[query] == NOWHERE}
+    assert found.summary["provenance"]["rows"]
+    assert {"findings", "grid", "regions", "types", "queries", "excluded"} <= {
+        p.stem for p in (found.out / "tables").iterdir()
+    }
+    for name in ("page.md", "walk.md", "summary.json"):
+        assert (found.out / name).stat().st_size > 500
+    assert any("at most" in line for line in found.told)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_guess_is_no_finding(guessed: Done, method: str) -> None:
+    """With some 50 placements the paper's score is high, and no higher than with other states."""
+    exists, left = guessed.report.finding(f"exists/{method}"), guessed.report.finding(f"exists/{method}", "shuffled")
+    assert exists.estimate > 0.7
+    assert left.low <= 0
+    assert not all(guessed.report.finding(f"chosen/{method}", control).stands for control in NEEDED)
+    assert "The finding does not stand" in guessed.page
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_one_answer_for_all_is_a_prior(same: Done, method: str) -> None:
+    assert same.report.finding(f"prior/{method}").estimate == 1.0
+    assert same.report.finding(f"prior-among-answered/{method}").estimate == 1.0
+    assert same.report.finding(f"chosen/{method}", "shuffled").estimate == 0.0
+    regions = same.report.tables["regions"]
+    assert (regions[regions.method == method].usual == 1.0).all()
+    assert (regions[regions.method == method].usual_among_hits == 1.0).all()
+
+
+def test_what_differs_by_query_is_no_prior(found: Done) -> None:
+    for method in METHODS:
+        assert found.report.finding(f"prior/{method}").estimate < 0.3
+    regions = found.report.tables["regions"].set_index(["method", "read", "written"])
+    assert regions.loc[("back-patching", "late", "early"), "hits"] > 0
+    assert regions.loc[("back-patching", "early", "early"), "hits"] == 0
+    counted = regions.groupby("method").n_placements.sum()
+    assert set(counted) == {len(found.report.tables["grid"]) // 2}
+
+
+def test_a_run_that_was_done_is_not_done_again(found: Done) -> None:
+    n = len(found.runner.cells)
+    again = multi_hop.run(long_model(), data=found.out.parent / "data", out=found.out, runner=lambda _: found.runner)
+    assert list(again.findings) == list(found.report.findings)
+    new = [cell for cell in found.runner.cells[n:] if cell.readout.kind != "candidates"]
+    assert not new, "all but the walk's contrasts is kept"
+
+
+def test_quick_runs_fewer(tmp_path: Path) -> None:
+    quick = done(tmp_path, planted((4,), (1,)), quick=True)
+    assert len(quick.report.tables["queries"]) == 2 * N_KNOWN <= design.QUICK.n_queries
+    assert quick.summary["provenance"]["quick"] is True
+    assert len(quick.report.tables["grid"]) < 2 * 8 * 6
+
+
+def test_too_little_is_refused_with_the_figures(tmp_path: Path) -> None:
+    data = tmp_path / "apart"
+    write(data / "a.json", relation("a", "The a of {}", of(CAPITALS)))
+    write(data / "b.json", relation("b", "The b of {}", of(CAPITALS)))
+    with pytest.raises(DataError, match="no two of the 2 relations can be composed"):
+        done(tmp_path, planted((4,), (1,)), data=data)
+    ignorant = Saying(lambda cell: " nothing", lambda cell, ids: -1.0)
+    with pytest.raises(DataError, match=r"knows both hops of 0 queries over 0 bridges.*first hop from text': 48"):
+        done(tmp_path / "ignorant", ignorant)
