@@ -324,7 +324,9 @@ def test_a_real_run_keeps_its_maps_and_does_not_fit_again(real: tuple[Report, Pa
     assert maps["affine"]["digest"] != maps["tuned-lens"]["digest"]
     table = report.tables["maps"]
     assert table[table.lens == "affine"].r2.notna().all()
-    assert table[table.lens == "tuned-lens"].kl.notna().all()
+    tuned = table[table.lens == "tuned-lens"]
+    assert tuned[["kl", "kl_logit_lens", "kl_affine"]].notna().all(axis=None)
+    assert table[table.lens == "affine"].kl.isna().all()
     assert set(table.source_layer) == {0, 1, 2}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(fits, "_affine", pytest.fail)

@@ -1,6 +1,7 @@
 """The tables of next-token: by method and ℓ, by lens and ℓ, by control, by place."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 
 import numpy as np
 import pandas as pd
@@ -116,16 +117,18 @@ def place_table(readings: Readings) -> pd.DataFrame:
 
 
 def map_table(lenses: Mapping[str, Mappings | None]) -> pd.DataFrame:
-    """How well each map does on passages that it was not fitted on, by lens and ℓ."""
+    """How well each map does on passages that it was not fitted on, by lens and ℓ.
+
+    Beside the tuned lens's `kl` stand those of the logit lens and of least squares, on the same positions.
+    """
+    columns = ["lens", "source_layer", "n_tokens", "r2", "r2_median", "kl", "kl_logit_lens", "kl_affine"]
     rows = []
     for name, mappings in lenses.items():
         for pair in () if mappings is None else mappings.pairs:
-            quality = mappings[pair].quality if mappings is not None else None
-            if quality is not None:
-                rows.append(
-                    {
-                        "lens": name, "source_layer": pair[0], "n_tokens": quality.n_tokens, "r2": quality.r2,
-                        "r2_median": quality.r2_median, "kl": quality.kl,
-                    }
-                )  # fmt: skip
-    return pd.DataFrame(rows, columns=["lens", "source_layer", "n_tokens", "r2", "r2_median", "kl"])
+            assert mappings is not None
+            row: dict[str, object] = {"lens": name, "source_layer": pair[0]}
+            if (quality := mappings[pair].quality) is not None:
+                row |= asdict(quality)
+            others = mappings.fitted.get("layers", {}).get(str(pair[0]), {})
+            rows.append(row | {key: others[key] for key in columns if key in others})
+    return pd.DataFrame(rows, columns=columns)
