@@ -1,5 +1,6 @@
 """Paired comparisons of whole subjects (rule 19): sign-flip permutation, McNemar where a subject has one item, Holm."""
 
+import gc
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -64,11 +65,13 @@ def mcnemar(first: ArrayLike, second: ArrayLike) -> Test:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """`p_values` of one family, corrected by Holm's step-down procedure, in the same order.
+    """`p_values` of one family, corrected by Holm's step-down procedure, in the same order."""
+    from statsmodels.stats.multitest import multipletests
 
-    Not by statsmodels, whose `multipletests` collects garbage at each call: half a second beside a study's rows.
-    """
-    p = np.asarray(p_values, dtype=np.float64)
-    order = np.argsort(p, kind="stable")
-    stepped = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)).clip(max=1.0)
-    return [float(value) for value in stepped[np.argsort(order)]]
+    if not len(p_values):
+        return []
+    gc.freeze()  # it collects garbage at each call, which takes half a second beside a study's rows
+    try:
+        return [float(p) for p in multipletests(p_values, method="holm")[1]]
+    finally:
+        gc.unfreeze()
