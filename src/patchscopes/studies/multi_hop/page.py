@@ -123,7 +123,7 @@ def _gain(gain: Finding) -> str:
         return "a gain"
     if gain.high < 0 and (gain.p or 0) < 0.05:
         return "**a loss**"
-    return "**no gain for sure**"
+    return "**no gain shown**"
 
 
 def _signed(finding: Finding) -> str:
