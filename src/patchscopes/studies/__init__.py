@@ -18,7 +18,7 @@ STUDIES: Mapping[str, str] = MappingProxyType(
         "tokenization": "how the split of a name into tokens changes its resolution",
         "attribute-extraction": "what attributes a state holds, beside a probe",
         "next-token": "what comes next, read from one state: token identity beside lenses",
-        "multi-hop": "whether writing the first hop's state into the second answers what text does not",
+        "multi-hop": "whether the first hop's state, written into the second, answers what text does not",
     }
 )
 
