@@ -181,3 +181,10 @@ def test_too_little_is_refused_with_the_figures(tmp_path: Path) -> None:
     ignorant = Saying(lambda cell: " nothing", lambda cell, ids: -1.0)
     with pytest.raises(DataError, match=r"knows both hops of 0 queries over 0 bridges.*first hop from text': 48"):
         done(tmp_path / "ignorant", ignorant)
+
+
+def test_what_it_costs_is_reckoned_on_types_that_have_donors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One query more than the first type has would leave the second with one, which no other state stands beside."""
+    monkeypatch.setattr(design, "FULL", replace(SMALL, n_queries=len(STONES) + 1))
+    with pytest.raises(DataError, match="knows both hops of 0 queries"):
+        done(tmp_path, Saying(lambda cell: " nothing", lambda cell, ids: -1.0))
