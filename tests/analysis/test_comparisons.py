@@ -1,5 +1,7 @@
 """Paired tests on simulated data: at the null they reject as rarely as they say."""
 
+import gc
+
 import numpy as np
 import pytest
 from scipy import stats
@@ -52,6 +54,14 @@ def test_mcnemar_is_the_binomial_of_the_discordant() -> None:
 def test_holm_by_hand() -> None:
     assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
     assert holm([]) == []
+    assert holm([0.9, 0.6, 0.6]) == [1.0, 1.0, 1.0]
+
+
+def test_holm_leaves_garbage_collection_as_it_was() -> None:
+    frozen = gc.get_freeze_count()
+    holm([0.01, 0.04])
+    assert gc.isenabled()
+    assert gc.get_freeze_count() == frozen
 
 
 def test_what_cannot_be_compared_is_refused() -> None:

@@ -8,7 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from patchscopes import errors
-from patchscopes.analysis.intervals import by_subject, mean_interval, mean_intervals, peak_interval
+from patchscopes.analysis.intervals import (
+    Interval,
+    by_subject,
+    crossing_interval,
+    mean_interval,
+    mean_intervals,
+    peak_interval,
+)
 
 
 def clustered(rng: np.random.Generator, n_subjects: int, n_items: int, rate: float) -> np.ndarray:
@@ -150,3 +157,29 @@ def test_the_peak_of_a_curve_and_how_sure_it_is() -> None:
     assert (clear.estimate, clear.low, clear.high) == (2, 2, 2)
     flat = peak_interval(rng.normal(0, 1, (80, 5)), list(range(80)), [0.0, 1.0, 2.0, 3.0, 4.0], seed=0)
     assert flat.high - flat.low >= 3
+
+
+def crossing(values: object, **options: float) -> Interval:
+    table = np.asarray(values, dtype=float)
+    return crossing_interval(table, list(range(len(table))), range(table.shape[1]), level=0.5, seed=0, **options)
+
+
+def test_where_a_curve_passes_a_level_for_good() -> None:
+    """0.6 at column 1 does not count, for column 2 is below again; column 3 is at the level itself."""
+    clear = crossing([[0.0, 0.6, 0.4, 0.5, 0.9]] * 5)
+    assert (clear.estimate, clear.low, clear.high, clear.n_items, clear.n_subjects) == (3, 3, 3, 5, 5)
+    assert crossing([[0.5, 0.6]] * 5).estimate == 0
+    never = crossing([[0.0, 0.9, 0.4]] * 5)
+    assert (never.estimate, never.low, never.high) == (math.inf, math.inf, math.inf)
+
+
+def test_a_crossing_is_as_sure_as_its_subjects_agree() -> None:
+    early, late = [0.0, 1.0, 1.0, 1.0], [0.0, 0.0, 0.0, 1.0]
+    unsure = crossing([early] * 11 + [late] * 10)
+    assert (unsure.estimate, unsure.low, unsure.high) == (1, 1, 3)
+    sure = crossing([early] * 190 + [late] * 20)
+    assert (sure.low, sure.high) == (1, 1)
+    ends_below = [[0.0, 1.0, 1.0], [0.0, 0.0, 0.0]] * 10
+    assert crossing(ends_below).high == math.inf
+    whole = crossing_interval(np.array([early, late, late]), ["a", "b", "b"], range(4), level=0.5, seed=0)
+    assert (whole.low, whole.high, whole.n_items, whole.n_subjects) == (1, 3, 3, 2)

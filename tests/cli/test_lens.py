@@ -122,6 +122,7 @@ def test_what_a_user_may_get_wrong(
     refused(["lens", "logit", TEXT, *model, "--lens", "x"], capsys, "is not trained, so that --lens means nothing")
     refused(["lens", "tuned", TEXT, *model, "--lens", "x", "--text", "y"], capsys, "give one of them")
     refused(["lens", "logit", TEXT, *model, "--out", str(tmp_path / "no" / "x.json")], capsys, "cannot write")
+    refused(["lens", "tuned", TEXT, *model, "--save", str(tmp_path / "no" / "f")], capsys, "there is no such folder")
     refused(["lens", "tuned", TEXT, *model, "--lens", str(tmp_path / "none")], capsys, "cannot be read as mappings")
     refused(["lens", "tuned", TEXT, *model, "--lens", str(prose)], capsys, "no config.json and no params.pt")
     refused(["lens", "tuned", TEXT, *model, "--text", str(tmp_path / "none.txt")], capsys, "cannot read")

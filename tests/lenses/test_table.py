@@ -12,7 +12,7 @@ from conftest import tiny_model
 from patchscopes.errors import ContextLengthError, LayerError, MappingError, OptionError, SourceError
 from patchscopes.hooks import Places, capture
 from patchscopes.lenses import LensTable, lens_logits, lens_table
-from patchscopes.mappings import Mapping, Mappings, Side
+from patchscopes.mappings import Mapping, Mappings, Side, agreeing_positions
 from patchscopes.models import Model
 
 TEXT = "the capital of Spain is hello"
@@ -134,12 +134,17 @@ def test_csv_has_a_line_for_each_cell(table: LensTable) -> None:
         assert (row["top_2"], float(row["top_2_logprob"])) == (cell.top[1].token, cell.top[1].logprob)
 
 
-def test_what_cannot_be_read(llama: Model) -> None:
+def test_what_cannot_be_read(llama: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     for text in ("", " \n"):
         with pytest.raises(SourceError, match="the text is empty; give at least one word"):
             lens_table(llama, text)
     with pytest.raises(ContextLengthError, match="the text has 300 tokens, and the context of llama is 128"):
         lens_table(llama, " cat" * 300)
+    with monkeypatch.context() as patched:
+        patched.setattr(llama, "rope_switch", 20)
+        with pytest.raises(ContextLengthError, match="where rotary frequencies change in llama is 20"):
+            lens_table(llama, " cat" * 21)
+        assert len(agreeing_positions(llama, llama, " cat" * 300).source) == 20
     for layers, said in (((5,), "layer 5 is out of range: llama has layers 0 "), ((), "no layer was given")):
         with pytest.raises(LayerError, match=said):
             lens_table(llama, TEXT, layers=layers)

@@ -203,3 +203,5 @@ def test_what_cannot_be_trained(llama: Model) -> None:
         fit_tuned_lens(llama, [PASSAGES[0].text])
     with pytest.raises(OptionError, match="n_validation is 0"):
         TunedOptions(n_validation=0)
+    with pytest.raises(OptionError, match="patience is 0; it must be above 0"):
+        Schedule(patience=0)

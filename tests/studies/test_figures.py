@@ -52,3 +52,12 @@ def test_a_curve_without_points_is_drawn() -> None:
     figure = draw([Panel("t", [Curve("none", [], [])], "y"), Panel("u", curves(1), "y")], note="n")
     figure.savefig(BytesIO(), format="svg")
     assert len(figure.axes) == 2
+
+
+def test_ticks_stand_at_layers_and_not_between_them() -> None:
+    def ticks(x: list[float]) -> list[float]:
+        axes = draw([Panel("t", [Curve("a", x, [interval(0.5)] * len(x))], "y")], note="n").axes[0]
+        return [float(tick) for tick in axes.get_xticks()]
+
+    assert all(tick.is_integer() for tick in ticks([5, 12, 18, 25]))
+    assert not all(tick.is_integer() for tick in ticks([0.1, 0.2, 0.3])), "shares have no whole numbers between them"

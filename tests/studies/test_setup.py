@@ -121,6 +121,8 @@ def test_the_cost_is_told_before_anything_runs(llama: Model, tmp_path: Path, mon
     quiet = Setup.of(llama, {"tell": told.append})
     quiet.announce([stage(llama)])
     assert told[1].endswith(" here")
+    quiet.announce([stage(llama)], fitting_s=7200.0)
+    assert "1 stages, 5 cells and mappings to fit (2 h 0 min), about 2 h 0 min here" in told[2]
 
 
 def maps(model: Model, number: float) -> Mappings:

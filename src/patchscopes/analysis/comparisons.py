@@ -1,5 +1,6 @@
 """Paired comparisons of whole subjects (rule 19): sign-flip permutation, McNemar where a subject has one item, Holm."""
 
+import gc
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -67,4 +68,10 @@ def holm(p_values: Sequence[float]) -> list[float]:
     """`p_values` of one family, corrected by Holm's step-down procedure, in the same order."""
     from statsmodels.stats.multitest import multipletests
 
-    return [float(p) for p in multipletests(p_values, method="holm")[1]] if len(p_values) else []
+    if not len(p_values):
+        return []
+    gc.freeze()  # it collects garbage at each call, which takes half a second beside a study's rows
+    try:
+        return [float(p) for p in multipletests(p_values, method="holm")[1]]
+    finally:
+        gc.unfreeze()

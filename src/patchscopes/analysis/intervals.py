@@ -118,6 +118,37 @@ def peak_interval(
     return Interval(estimate, float(low), float(high), len(table), len(sizes))
 
 
+def crossing_interval(
+    values: ArrayLike,
+    subjects: Sequence[Hashable],
+    at: Sequence[int] | Sequence[float],
+    *,
+    level: float,
+    seed: int,
+) -> Interval:
+    """From which of `at` on the mean curve over items stays at or above `level`, with a percentile interval.
+
+    values (item × column), `at` one position a column, in order. Infinite where the curve ends below `level`, which a
+    bound may be too. Subjects are resampled, and the crossing is found each time.
+    """
+    table = np.asarray(values, dtype=np.float64)
+    _check(table, subjects, None)
+    sums, sizes = by_subject(table, subjects)
+    where = np.append(np.asarray(at, dtype=np.float64), math.inf)
+    drawn = np.random.default_rng(seed).multinomial(len(sizes), np.full(len(sizes), 1 / len(sizes)), N_RESAMPLES)
+    found = np.sort(where[_stays((drawn @ sums) / (drawn @ sizes)[:, None] >= level)])
+    tail = round((1 - LEVEL) / 2 * (N_RESAMPLES - 1))
+    estimate = float(where[_stays(table.mean(axis=0, keepdims=True) >= level)[0]])
+    return Interval(estimate, float(found[tail]), float(found[-1 - tail]), len(table), len(sizes))
+
+
+def _stays(above: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """For each curve (curve × column), the first column from which on all are true; the number of columns for none."""
+    below = ~above[:, ::-1]
+    trailing = np.where(below.any(axis=1), below.argmax(axis=1), above.shape[1])
+    return np.asarray(above.shape[1] - trailing, dtype=np.int64)
+
+
 def by_subject(values: Floats, subjects: Sequence[Hashable]) -> tuple[Floats, Floats]:
     """Sums of items (subject × column) and numbers of items (subject), in order of first appearance."""
     order = {subject: k for k, subject in enumerate(dict.fromkeys(subjects))}

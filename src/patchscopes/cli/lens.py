@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from patchscopes.cli.inspect import load_for, model_options
-from patchscopes.errors import OptionError
+from patchscopes.errors import OptionError, OutputError, SourceError
 
 if TYPE_CHECKING:
     from patchscopes.lenses import LensTable
@@ -50,8 +50,6 @@ def lens_command(kind: str, text: str, **options: Any) -> None:
     lens_options = {name: options.pop(name) for name in ("path", "save", "prose", "seed")}
     _check(kind, lens_options)
     if not text.strip():
-        from patchscopes.errors import SourceError
-
         raise SourceError("TEXT is empty; give at least one word.")
     layers, top_k, bos, out = (options.pop(name) for name in ("layers", "top_k", "bos", "out"))
     from patchscopes.cli.output import opened
@@ -89,6 +87,8 @@ def _check(kind: str, options: Mapping[str, Any]) -> None:
         raise OptionError(
             f"the logit lens is not trained, so that {given[0]} means nothing; leave it out, or ask for tuned."
         )
+    if options["save"] and not Path(options["save"]).resolve().parent.is_dir():
+        raise OutputError(f"cannot write {options['save']}: there is no such folder; give a file in one that there is.")
     if options["path"] and options["prose"]:
         raise OptionError("--lens gives a lens and --text something to train another on; give one of them.")
 

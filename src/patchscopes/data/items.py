@@ -13,7 +13,7 @@ from patchscopes.analysis.matching import fold
 
 Kind = Literal[
     "sample", "template", "context", "alias", "entity", "keyword", "part", "bare", "country", "query", "composition",
-    "passage",
+    "passage", "position", "surprisal",
 ]  # fmt: skip
 T = TypeVar("T")
 

@@ -77,10 +77,10 @@ def _tokens(model: Model, text: str, bos: Bos) -> Tokenized:
     tokenized = tokenize(model, text, bos=bos) if text.strip() else None
     if tokenized is None or not len(tokenized):
         raise SourceError("the text is empty; give at least one word.")
-    if len(tokenized) > model.max_context:
+    if len(tokenized) > model.max_text:
+        what = "the context of" if model.max_text == model.max_context else "where rotary frequencies change in"
         raise ContextLengthError(
-            f"the text has {len(tokenized)} tokens, and the context of {model.id} is {model.max_context}; give a "
-            "shorter one."
+            f"the text has {len(tokenized)} tokens, and {what} {model.id} is {model.max_text}; give a shorter one."
         )
     return tokenized
 

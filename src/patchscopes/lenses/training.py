@@ -10,10 +10,11 @@ Axes: position, d_model.
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
 import torch
 
+from patchscopes.errors import OptionError
 from patchscopes.lenses.material import Material, batches, buffers, material_of, n_batches
 from patchscopes.lenses.reading import mean_divergences
 from patchscopes.lenses.translators import Translator, draw_sample
@@ -34,12 +35,17 @@ class Schedule:
     """
 
     epochs: int = 1
-    replays: int = 2
+    replays: int = 4
     batch: int = 256
-    rate: float = 1e-3
-    sampled: int = 2048
+    rate: float = 5e-4
+    sampled: int = 512
     looks: int = 8
-    patience: int = 3
+    patience: int = 4
+
+    def __post_init__(self) -> None:
+        for name, value in asdict(self).items():
+            if not 0 < value < float("inf"):
+                raise OptionError(f"{name} is {value}; it must be above 0.")
 
 
 @dataclass

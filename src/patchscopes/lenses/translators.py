@@ -22,7 +22,7 @@ from patchscopes.mappings import Mapping
 from patchscopes.mappings.moments import LeastSquares
 from patchscopes.models import Model
 
-DAMPING = 1e-3  # of unit variance: directions that hardly vary are not blown up to those that do
+DAMPING = 0.1  # of unit variance: directions that hardly vary are not blown up to those that do
 
 
 @dataclass(frozen=True)

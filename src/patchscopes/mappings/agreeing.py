@@ -32,8 +32,8 @@ def agreeing_positions(
 ) -> Agreeing:
     """The positions of `text` at which both tokenisations agree, in order, both at least `min_position`.
 
-    Tokens beyond the context of their model are cut off. Raises PositionError where a tokenizer's character offsets do
-    not fit its ids, since then nothing says what its tokens cover; within one model offsets are not needed.
+    Tokens beyond what their model can read at once are cut off. Raises PositionError where a tokenizer's character
+    offsets do not fit its ids, since then nothing says what its tokens cover; within one model offsets are not needed.
     """
     ours = _cut(tokenize(source, text, bos=bos), source)
     if source is target:
@@ -48,7 +48,7 @@ def agreeing_positions(
 
 
 def _cut(tokenized: Tokenized, model: Model) -> Tokenized:
-    n = model.max_context
+    n = model.max_text
     if len(tokenized) <= n:
         return tokenized
     return Tokenized(

@@ -106,6 +106,11 @@ class Model:
                 return frozenset([ids] if isinstance(ids, int) else ids)
         return frozenset()
 
+    @property
+    def max_text(self) -> int:
+        """How long a text may be, in tokens, to be read like any shorter one: within the context, and rule 15."""
+        return self.max_context if self.rope_switch is None else min(self.max_context, self.rope_switch)
+
     @cached_property
     def fingerprint(self) -> str:
         """What the weights are: "sha256:…" of files or tensors, or "commit:…" of a hub.

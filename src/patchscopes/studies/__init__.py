@@ -17,6 +17,7 @@ STUDIES: Mapping[str, str] = MappingProxyType(
         "entity-resolution": "at which layer a name becomes the entity that it names",
         "tokenization": "how the split of a name into tokens changes its resolution",
         "attribute-extraction": "what attributes a state holds, beside a probe",
+        "next-token": "what comes next, read from one state: token identity beside lenses",
         "cross-model": "what a model makes of another one's states, through maps fitted on text",
         "multi-hop": "whether the first hop's state, written into the second, answers what text does not",
     }

@@ -9,6 +9,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from patchscopes.analysis.intervals import Interval
 
@@ -94,6 +95,8 @@ def bars(found: Sequence[Bar], *, title: str, x_label: str, note: str) -> Figure
 
 
 def _panel(axes: Axes, panel: Panel) -> None:
+    if all(isinstance(x, int) for curve in panel.curves for x in curve.x):  # layers: there is none between two
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     for curve, (line, marker, grey) in zip(panel.curves, cycle(STYLES)):
         means = [interval.estimate for interval in curve.intervals]
         arms = [list(arm) for arm in zip(*map(_arms, curve.intervals), strict=True)]

@@ -203,12 +203,12 @@ class Setup:
         self.counts[stage.name] = dict(results.counts)
         return results
 
-    def announce(self, stages: Sequence[Stage], *, less: str = "", before_s: float = 0.0) -> None:
+    def announce(self, stages: Sequence[Stage], *, less: str = "", fitting_s: float = 0.0) -> None:
         """Say what `stages` cost here, all together, before any starts; `less` says when it will be less.
 
-        `before_s` is what has to be done before them.
+        `fitting_s` is what mappings take that are fitted before.
         """
-        n_cells, seconds = 0, before_s
+        n_cells, seconds = 0, 0.0
         speeds: dict[int, Speed] = {}
         for stage in stages:
             inspection = self.prepare(stage)
@@ -220,5 +220,6 @@ class Setup:
             seconds += plan.explain(speeds[id(runs)]).seconds * stage.times
         kept = "" if self.out is None else f"; what {self.out / 'runs'} already holds is not run again"
         n_stages = sum(stage.times for stage in stages)
-        cost = f"{n_stages:,} stages, {n_cells:,} cells, about {duration(seconds)} here"
+        fits = f" and mappings to fit ({duration(fitting_s)})" if fitting_s else ""
+        cost = f"{n_stages:,} stages, {n_cells:,} cells{fits}, about {duration(seconds + fitting_s)} here"
         self.tell(f"at most {cost} ({less}){kept}" if less else f"{cost}{kept}")

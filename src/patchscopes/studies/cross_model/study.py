@@ -61,7 +61,7 @@ def run(model: Model, **options: Unpack[StudyOptions]) -> Report:
     about, clashing = sentences(relations.items, names, scale.n_sentences, setup.seed)
     cases, excluded = cases_of(design, relations.items, names, texts.fit)
     fit = (*texts.fit, *about)
-    setup.announce(_most(design, texts, cases), less=LESS, before_s=fit_seconds(design, (*fit, *texts.held_out)))
+    setup.announce(_most(design, texts, cases), less=LESS, fitting_s=fit_seconds(design, (*fit, *texts.held_out)))
     maps = fitted_maps(design, fit, texts.held_out)
     said = Vocabulary(design.target)
     found = compared(design, texts.openings, (Vocabulary(design.source), said))

@@ -52,16 +52,28 @@ def known_items(design: Design, items: Sequence[Item], texts: Texts) -> tuple[li
             excluded.append(_left(item, SECOND))
         else:
             known.setdefault(item.type, []).append(replace(item, ending=ending))
-    for name, found in list(known.items()):
-        reason = _too_few(found)
-        if reason:
-            excluded += [_left(item, reason) for item in known.pop(name)]
-    order = philox("types", design.setup.seed).permutation(len(known))
-    kept = _dealt([list(known.values())[k] for k in order], design.scale.n_queries)
+    kept, left = _run_of(design, known)
+    return kept, excluded + left
+
+
+def if_all_known(design: Design, items: Sequence[Item]) -> list[Item]:
+    """The queries that would be run if the model knew all hops."""
+    known: dict[str, list[Item]] = {}
+    for item in items:
+        known.setdefault(item.type, []).append(item)
+    return _run_of(design, known)[0]
+
+
+def _run_of(design: Design, known: Mapping[str, Sequence[Item]]) -> tuple[list[Item], list[Exclusion]]:
+    """Of known queries by type, those that are run, and the others."""
+    reasons = {name: reason for name, found in known.items() if (reason := _too_few(found))}
+    excluded = [_left(item, reason) for name, reason in reasons.items() for item in known[name]]
+    types = [found for name, found in known.items() if name not in reasons]
+    order = philox("types", design.setup.seed).permutation(len(types))
+    kept = _dealt([types[k] for k in order], design.scale.n_queries)
     chosen = {id(item) for item in kept}
     beyond = f"beyond the {design.scale.n_queries} known queries that are run"
-    excluded += [_left(item, beyond) for found in known.values() for item in found if id(item) not in chosen]
-    return kept, excluded
+    return kept, excluded + [_left(item, beyond) for found in types for item in found if id(item) not in chosen]
 
 
 def _too_few(found: Sequence[Item]) -> str:

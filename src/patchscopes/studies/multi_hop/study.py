@@ -13,7 +13,7 @@ from patchscopes.errors import DataError
 from patchscopes.models import Model
 from patchscopes.studies.multi_hop.design import ENDINGS, FEWEST, METHODS, N_FOLDS, Design, Item, items_of
 from patchscopes.studies.multi_hop.findings import all_findings
-from patchscopes.studies.multi_hop.known import known_items, said
+from patchscopes.studies.multi_hop.known import if_all_known, known_items, said
 from patchscopes.studies.multi_hop.outcome import Method, Outcome, Queries, table_of
 from patchscopes.studies.multi_hop.page import figures, page
 from patchscopes.studies.multi_hop.tables import grid_table, query_table, region_table, type_table
@@ -36,10 +36,12 @@ def run(model: Model, **options: Unpack[StudyOptions]) -> Report:
     data = compositions(load_relations(setup.data))
     design = Design.of(setup)
     items, excluded = items_of(design, data.items)
-    setup.announce(_most(design, items), less=LESS)
+    most = if_all_known(design, items)
+    _check("there are", data, most, excluded)
+    setup.announce([*_hops(design, items), *_most(design, most)], less=LESS)
     kept, unknown = known_items(design, items, said(setup.run(stage) for stage in _hops(design, items)))
     excluded = [*data.excluded, *excluded, *unknown]
-    _check(model, data, kept, excluded)
+    _check(f"{model.id} knows both hops of", data, kept, excluded)
     outcome, lost = _outcome(design, kept)
     excluded += lost
     report = _report(outcome, data, excluded, began)
@@ -68,22 +70,21 @@ def _texts(design: Design, items: Sequence[Item]) -> dict[str, Stage]:
     }
 
 
-def _most(design: Design, items: Sequence[Item]) -> list[Stage]:
-    """The stages if the model knew all hops and each fold chose another placement: what the study costs at most."""
-    run = items[: design.scale.n_queries]
+def _most(design: Design, run: Sequence[Item]) -> list[Stage]:
+    """The stages on `run`, if each fold chose another placement: what they cost at most."""
     place = design.placements[-1]
-    stages = [*_hops(design, items), *_texts(design, run).values()]
+    stages = list(_texts(design, run).values())
     for method in METHODS:
         chosen = design.chosen(method, run, place)
         stages += [design.grid(method, run), Stage(chosen.name, chosen.sweep, N_FOLDS)]
     return stages
 
 
-def _check(model: Model, data: DataSet[Composition], kept: Sequence[Item], excluded: Sequence[Exclusion]) -> None:
+def _check(what: str, data: DataSet[Composition], kept: Sequence[Item], excluded: Sequence[Exclusion]) -> None:
     n_bridges = len({item.subject for item in kept})
     if n_bridges < N_FOLDS:
         raise DataError(
-            f"of {len(data.items)} compositions in {data.source}, {model.id} knows both hops of {len(kept)} queries "
+            f"of {len(data.items)} compositions in {data.source}, {what} {len(kept)} queries "
             f"over {n_bridges} bridges, in types of at least {FEWEST}; {N_FOLDS} bridges are needed. What was "
             f"left out: {dict(Counter(exclusion.reason for exclusion in excluded))}."
         )
