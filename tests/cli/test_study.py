@@ -120,3 +120,17 @@ def test_help_lists_every_study_with_what_it_asks() -> None:
     shown = " ".join(str(study_command.help).split())
     for name, question in STUDIES.items():
         assert f"{name} {question}" in shown
+
+
+def test_a_target_model_is_loaded_and_is_for_studies_across_models(
+    long_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    across = ["--model", str(long_folder), "--target-model", str(long_folder), "--out", str(tmp_path / "out")]
+    within = run(["study", "entity-resolution", *across], capsys)
+    assert (within.code, within.out) == (2, "")
+    assert "reads and writes within one model; target_model" in within.err
+    (tmp_path / "short.txt").write_text("A sentence that is by far too short to fit a map on it.\n")
+    short = run(["study", "cross-model", *across, "--data", str(tmp_path / "short.txt")], capsys)
+    assert (short.code, short.out) == (2, "")
+    assert "1 passages in 1 sections cannot be split" in short.err
+    assert not (tmp_path / "out").exists()

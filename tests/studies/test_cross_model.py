@@ -254,7 +254,7 @@ def test_all_files_are_written_and_the_cost_is_told_first(found: Done) -> None:
                "relations"}  # fmt: skip
     assert {path.stem for path in (found.out / "figures").iterdir()} == figures
     assert found.told[0].startswith("at most ")
-    assert " cells, about " in found.told[0]
+    assert " cells and mappings to fit (" in found.told[0]
     assert found.told[1].startswith("fitting maps: 9 pairs of layers, ")
     assert found.told[2].startswith("stage reads/source")
     made = found.summary["provenance"]
