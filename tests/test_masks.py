@@ -3,6 +3,7 @@
 The oracle gives each query the keys that it sees; the reference hides columns; the engine leaves the tokens out.
 """
 
+from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
@@ -14,7 +15,14 @@ import patchscopes as ps
 from cells import AMPLE, NEW_TOKENS, make_cell
 from conftest import tiny_model
 from patchscopes.engine import Engine
-from patchscopes.errors import ContextLengthError, OptionError, PlaceholderError, PositionError, PromptError
+from patchscopes.errors import (
+    ContextLengthError,
+    OptionError,
+    PatchscopesWarning,
+    PlaceholderError,
+    PositionError,
+    PromptError,
+)
 from patchscopes.models import Model
 from patchscopes.plan import Budget
 from patchscopes.readouts import decode
@@ -210,3 +218,36 @@ def test_a_model_that_counts_its_mask_is_refused(family: str) -> None:
 def test_a_masked_prompt_beyond_the_window_is_refused(family: str) -> None:
     with pytest.raises(ContextLengthError, match=r"sliding layers of .* see 4"):
         ps.inspect(tiny_model(family), "the country", prompt="the capital of {} is", target_mask="the", controls=())
+
+
+@pytest.mark.filterwarnings("ignore::patchscopes.errors.PatchscopesWarning")
+@pytest.mark.parametrize("family", sorted(SLIDING))
+def test_what_comes_behind_a_masked_prompt_stays_within_the_window_too(family: str) -> None:
+    """Candidates, and a text in the placeholder's stead, may be longer than what the prompt itself comes to."""
+    model = tiny_model(family)
+    asked = {"prompt": "{} of", "target_mask": " of", "source_layers": 1, "target_layers": 1}
+    with pytest.raises(ContextLengthError, match=r"sliding layers of .* see 4"):
+        ps.inspect(model, "the cat", candidates=["the country of Spain go to Wales"], controls=(), **asked)  # type: ignore[arg-type]
+    found = ps.inspect(model, "hello the cat go", readout="next-token", controls=("text-only",), **asked)  # type: ignore[arg-type]
+    assert [row.status for row in found] == ["ok", "failed"]
+    assert "see 4" in (found[1].reason or "")
+
+
+def test_a_prompt_that_several_sources_have_is_one(llama: Model) -> None:
+    """Controls without a source come once a prompt (rule 16), whoever named it."""
+    prompt = InspectionPrompt("the capital of {} is")
+    sources = [Source("go to Spain", prompt=prompt), Source("go to Wales", prompt=prompt), "hello the cat"]
+    found = ps.inspect(
+        llama, sources, prompt=prompt, source_layers=1, controls=("unpatched", "self", "zero"), max_new_tokens=2
+    )
+    assert [row.control for row in found if row.control] == ["unpatched", "self", "zero"]
+    assert [row.source_index for row in found.cells] == [0, 1, 2]
+    assert len({row.cell for row in found}) == len(found)
+
+
+def test_a_place_that_sees_itself_alone_is_a_sink(llama: Model) -> None:
+    prompt = InspectionPrompt("the capital of the cat", at="of", mask="the capital")
+    for one, flagged in ((prompt, True), (replace(prompt, mask="the cat"), False)):
+        with pytest.warns(PatchscopesWarning, match="all before it is masked") if flagged else nullcontext():
+            (row,) = ps.inspect(llama, "go to Spain", prompt=one, source_layers=1, controls=(), max_new_tokens=2)
+        assert ("target-sink" in row.flags) is flagged

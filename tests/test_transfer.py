@@ -163,6 +163,23 @@ def test_what_changes_the_result_changes_the_identity() -> None:
     assert len({replace(cell, **change).identity() for change in ({}, *changes)}) == 5  # type: ignore[arg-type]
 
 
+def test_a_row_that_is_compared_with_a_source_hangs_on_its_model() -> None:
+    """text-only writes nothing, and stands beside the source's own next token; self takes nothing from a source."""
+    target = tiny_model("qwen3")
+    found = {}
+    for family in ("llama", "gpt2"):
+        source = tiny_model(family)
+        found[family] = ps.inspect(
+            source, TEXTS[0], prompt=PROMPT, target_model=target, mapping=planted(source, target), readout="next-token",
+            controls=("self", "text-only"), **LAYERS,
+        )  # fmt: skip # type: ignore[arg-type]
+    a, b = ({row.control: row for row in results if row.control} for results in found.values())
+    assert a["text-only"].surprisal_under_source != pytest.approx(b["text-only"].surprisal_under_source)
+    assert a["text-only"].cell != b["text-only"].cell
+    assert a["text-only"].top == b["text-only"].top
+    assert a["self"].cell == b["self"].cell
+
+
 def test_models_of_one_width_need_no_mapping() -> None:
     """A fine-tuned model is read by the one that it was made from."""
     source, target = tiny_model("llama"), tiny_model("gpt2")

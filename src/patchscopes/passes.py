@@ -62,15 +62,20 @@ def text_states(
 
 
 def captured(model: Model, states: Sequence[State]) -> Float[Tensor, "state d_model"]:
-    """The states themselves, in float32, in the order given. Each text runs once, whatever is asked of it."""
-    of_text: dict[Ids, list[int]] = {}
+    """The states themselves, in float32, in the order given. Each text runs once for every mask that it has.
+
+    Raises OptionError for a masked state of a model that cannot mask.
+    """
+    of_text: dict[tuple[Ids, tuple[int, ...]], list[int]] = {}
     for index, state in enumerate(states):
-        of_text.setdefault(state.ids, []).append(index)
+        of_text.setdefault((state.ids, state.masked), []).append(index)
+        if state.masked:
+            model.check_masks()
     found = torch.empty(len(states), model.d_model, device=model.device)
     texts = list(of_text)
     returns_tuples(model)  # known before anything is replaced
-    for batch in _batches([len(ids) for ids in texts], TOKENS_AT_ONCE):
-        layout = Layout([texts[row] for row in batch])
+    for batch in _batches([len(ids) for ids, _ in texts], TOKENS_AT_ONCE):
+        layout = Layout([texts[row][0] for row in batch], [texts[row][1] for row in batch])
         by_layer: dict[int, list[int]] = {}
         column = {}
         for row, text in enumerate(batch):

@@ -135,7 +135,7 @@ class Head:
         self, x: Float[Tensor, "row d_head_in"], tokens: Int[Tensor, "row token"]
     ) -> Float[Tensor, "row token"]:
         """The logits of some tokens of each row, without those of all others where the head is a plain matrix."""
-        module = self._model.hf.get_output_embeddings()
+        module, tokens = self._model.hf.get_output_embeddings(), tokens.to(x.device)
         if type(module) is not nn.Linear:
             return self.logits(x).gather(1, tokens)
         logits = torch.einsum("rd,rtd->rt", x, module.weight[tokens])

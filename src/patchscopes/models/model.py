@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from patchscopes.errors import UnsupportedModelError
+from patchscopes.errors import OptionError, UnsupportedModelError
 from patchscopes.models.architectures import Architecture, rope_switch
 
 T = TypeVar("T")
@@ -229,6 +229,14 @@ class Model:
         """Whether a token's place is counted from the attention mask (ALiBi), so that a mask moves later tokens."""
         config = self.hf.config.get_text_config(decoder=True)
         return "position_ids" not in self._takes or bool(getattr(config, "alibi", False))
+
+    def check_masks(self) -> None:
+        """Raise OptionError where a mask would move what stands behind it: rule of `docs/semantics.md`, masks."""
+        if self.counts_mask:
+            raise OptionError(
+                f"{self.id} ({self.architecture.family}) counts a token's place from its attention mask (ALiBi), so "
+                "that masked positions would move all later ones; masks need a model with position ids."
+            )
 
     @property
     def final_norm(self) -> nn.Module | None:

@@ -9,6 +9,7 @@ from patchscopes.mappings import Transfer
 from patchscopes.models import Model
 from patchscopes.plan import states_of
 from patchscopes.prompts import Target, Tokenized, continuation, resolve_mask
+from patchscopes.resolve.transfer import check_window
 from patchscopes.spec import Cell, Ids, Own, Request, Site, State, Status, Sweep, Vector, Write
 
 Answers = tuple[str, ...]
@@ -139,8 +140,8 @@ class Grid:
 
     @property
     def targets(self) -> tuple[Target, ...]:
-        """All inspection prompts: those that sources share, where any does, and their own."""
-        return (*self.shared, *self.own.values())
+        """All inspection prompts, each once: those that sources share, where any does, and their own."""
+        return tuple({id(target): target for target in (*self.shared, *self.own.values())}.values())
 
     def targets_of(self, point: Point) -> tuple[Target, ...]:
         """The inspection prompts of a source."""
@@ -233,8 +234,9 @@ class Grid:
         try:
             common = self._common(target, point, variant)
             cell = self.cell(target, tokenized, common.candidates, sample=variant.sample)
-            check_context(self.model, tokenized.ids, cell.more_tokens, what)
-            cell = replace(cell, compare=common.compare)
+            check_length(self.model, tokenized.ids, cell.more_tokens, what, masked=bool(cell.masked))
+            of_source = None if common.compare is None else self.source_model
+            cell = replace(cell, compare=common.compare, source_model=of_source)
         except (ContextLengthError, CandidateError, PositionError) as error:
             return self.unresolvable(target, variant, point=point, reason=str(error))
         return self._request(target, cell, variant, point)
@@ -264,7 +266,8 @@ class Grid:
     def written(self, target: Target, write: Write, common: _Common, mapping: str | None, *, sample: int) -> Cell:
         """The computation on `target` with `write`."""
         sweep, tokenized = self.sweep, target.tokenized
-        of_source = self.source_model if any(map(states_of, write.vectors)) else None
+        theirs = any(states_of(vector) and not isinstance(vector, Own) for vector in write.vectors)
+        of_source = self.source_model if theirs or common.compare is not None else None
         return Cell(
             self.identity,
             self.dtype,
@@ -330,7 +333,8 @@ class Grid:
         shown = point.text if point is not None else ""
         if expect and leaked(expect, prompt=target.tokenized.text, source=shown):
             flags = (*flags, "leaked")
-        if 0 in target.positions and not target.tokenized.has_bos:
+        hidden = set(target.masked)
+        if not target.tokenized.has_bos and any(hidden.issuperset(range(place)) for place in target.positions):
             flags = (*flags, "target-sink")
         reached = len(target.tokenized.ids) - 1 in target.positions
         baseline = self.cell(target, target.tokenized, candidates) if candidates else None
@@ -355,6 +359,13 @@ def with_candidates(request: Request) -> Iterator[Request]:
 def _same_vocabulary(transfer: Transfer) -> bool:
     source, target = transfer.source, transfer.target
     return source.d_vocab == target.d_vocab and source.tokenizer.get_vocab() == target.tokenizer.get_vocab()
+
+
+def check_length(model: Model, ids: Ids, new_tokens: int, what: str, *, masked: bool) -> None:
+    """Raise ContextLengthError as `check_context` does; of a masked prompt, also where it is beyond one window."""
+    check_context(model, ids, new_tokens, what)
+    if masked:
+        check_window(model, len(ids) + new_tokens, what)
 
 
 def check_context(model: Model, ids: Ids, new_tokens: int, what: str) -> None:

@@ -15,9 +15,9 @@ from patchscopes.mappings import Transfer
 from patchscopes.models import Model
 from patchscopes.prompts import Target, resolve_marked, resolve_mask, resolve_target, tokenize, tokenize_pieces
 from patchscopes.resolve.controls import CONTROLS
-from patchscopes.resolve.grid import Grid, Point, Variant, check_context, with_candidates
+from patchscopes.resolve.grid import Grid, Point, Variant, check_context, check_length, with_candidates
 from patchscopes.resolve.options import check_options
-from patchscopes.resolve.transfer import check_masks, check_transfer, check_window
+from patchscopes.resolve.transfer import check_transfer
 from patchscopes.spec import InspectionPrompt, Request, Source, Sweep
 
 
@@ -40,8 +40,9 @@ def resolve(model: Model | Transfer, sweep: Sweep) -> Resolved:
     check_transfer(transfer, sweep)
     of_all = sweep.prompts if any(source.prompt is None for source in sweep.sources) else ()
     shared = tuple(_target(transfer.target, sweep, prompt) for prompt in of_all)
+    made = {one.prompt: one for one in shared}
     own: dict[int, Target] = {}
-    by_source = [_points(transfer, sweep, index, own) for index in range(len(sweep.sources))]
+    by_source = [_points(transfer, sweep, index, own, made) for index in range(len(sweep.sources))]
     failures = {index: found for index, found in enumerate(by_source) if isinstance(found, PatchscopesError)}
     if len(failures) == len(by_source):
         raise _all_failed(list(failures.values()))
@@ -75,7 +76,8 @@ def _check_candidates(grid: Grid) -> None:
     for target in grid.targets:
         for candidates in filter(None, grid.candidate_sets(target)):
             longest = max(map(len, grid.answers(target, target.tokenized, candidates)))
-            check_context(grid.model, target.tokenized.ids, longest, f"inspection prompt {target.prompt.label!r}")
+            what = f"inspection prompt {target.prompt.label!r}"
+            check_length(grid.model, target.tokenized.ids, longest, what, masked=bool(target.masked))
 
 
 def _cells(grid: Grid, point: Point) -> Iterator[Request]:
@@ -91,22 +93,27 @@ def _cells(grid: Grid, point: Point) -> Iterator[Request]:
 def _target(model: Model, sweep: Sweep, prompt: InspectionPrompt) -> Target:
     target = resolve_target(model, prompt, bos=sweep.bos)
     new_tokens = sweep.decoding.max_new_tokens if sweep.readout.kind == "text" else 1
-    check_context(model, target.tokenized.ids, new_tokens, f"inspection prompt {target.prompt.label!r}")
     if target.masked:
-        check_masks(model)
-        check_window(model, len(target.tokenized.ids) + new_tokens, f"inspection prompt {target.prompt.label!r}")
+        model.check_masks()
+    what = f"inspection prompt {target.prompt.label!r}"
+    check_length(model, target.tokenized.ids, new_tokens, what, masked=bool(target.masked))
     return target
 
 
 def _points(
-    transfer: Transfer, sweep: Sweep, index: int, own: dict[int, Target]
+    transfer: Transfer, sweep: Sweep, index: int, own: dict[int, Target], made: dict[InspectionPrompt, Target]
 ) -> tuple[Point, ...] | PatchscopesError:
-    """The points of one source, or why it has none; its own inspection prompt, where it has one, goes into `own`."""
+    """The points of one source, or why it has none; its own inspection prompt, where it has one, goes into `own`.
+
+    `made` are the prompts that are looked up by now: one that several sources have is one.
+    """
     source = sweep.sources[index]
     try:
         points = tuple(_resolve_source(transfer.source, sweep, source, index))
         if isinstance(source.prompt, InspectionPrompt):
-            own[index] = _target(transfer.target, sweep, source.prompt)
+            if source.prompt not in made:
+                made[source.prompt] = _target(transfer.target, sweep, source.prompt)
+            own[index] = made[source.prompt]
     except (SourceError, PositionError, ContextLengthError, PlaceholderError, PromptError) as error:
         return error
     return points
@@ -183,8 +190,8 @@ def _warnings(grid: Grid, requests: list[Request]) -> Iterator[str]:
         )
     if any("target-sink" in r.flags for r in requests):
         yield (
-            "the placeholder stands at position 0 without a BOS, so the write replaces the attention sink of the whole "
-            "prompt; begin the prompt with another word (flag: target-sink)."
+            "the placeholder stands at position 0 without a BOS, or all before it is masked, so that the write "
+            "replaces an attention sink; begin the prompt with another word (flag: target-sink)."
         )
     if any("leaked" in r.flags and r.control is None for r in requests):
         yield (

@@ -29,16 +29,7 @@ def check_transfer(transfer: Transfer, sweep: Sweep) -> None:
         )
     masked = sweep.mask is not None or any(one.mask is not None for one in sweep.sources)
     if masked:
-        check_masks(source)
-
-
-def check_masks(model: Model) -> None:
-    """Raise OptionError where a mask would move what stands behind it: rule of `docs/semantics.md`, masks."""
-    if model.counts_mask:
-        raise OptionError(
-            f"{model.id} ({model.architecture.family}) counts a token's place from its attention mask (ALiBi), so that "
-            "masked positions would move all later ones; masks need a model with position ids."
-        )
+        source.check_masks()
 
 
 def check_window(model: Model, n_tokens: int, what: str) -> None:

@@ -34,7 +34,7 @@ CONTROLS: Mapping[str, str] = MappingProxyType(
 FLAGS: Mapping[str, str] = MappingProxyType(
     {
         "sink": "the token is at position 0 without a BOS: its state is large and says little of it",
-        "target-sink": "the placeholder is at position 0 without a BOS: the write replaces the prompt's sink",
+        "target-sink": "the placeholder sees nothing before it, without a BOS: the write replaces the prompt's sink",
         "leaked": "an expected answer already stands in the prompt or the source, so that a hit shows nothing",
         "special": "the token is a special one, no text",
     }
