@@ -27,6 +27,46 @@ def test_sources_are_texts(llama: Model) -> None:
             ps.inspect(llama, wrong)  # type: ignore[arg-type]
 
 
+WRONG_TYPES = """
+from conftest import tiny_model
+from patchscopes import InspectionPrompt, Source, inspect
+from patchscopes.errors import OptionError
+
+def told(source=None, **options):
+    given = [Source("go to Spain", **source)] if source else "go to Spain"
+    try:
+        print(len(inspect(tiny_model("llama"), given, **{"prompt": "x of {}", **options})), "rows")
+    except OptionError as error:
+        print(error)
+
+told({"prompt": 5})
+told({"mask": 5})
+for option in ("placeholder", "source_mask", "target_mask"):
+    told(**{option: 5})
+odd = InspectionPrompt("x of {}", at=1.5, chat="no")
+told({"prompt": odd})
+told(prompt=odd)
+told({"prompt": InspectionPrompt(5)})
+"""
+
+
+def test_what_is_of_a_wrong_type_is_told() -> None:
+    """In a process of its own, as above."""
+    done = subprocess.run(
+        [sys.executable, "-c", WRONG_TYPES], capture_output=True, text=True, check=False, cwd=Path(__file__).parent
+    )
+    odd = "the inspection prompt 'x of {}' cannot be used: chat must be true or false, not 'no'; "
+    odd += "at must be a text or a whole number, not 1.5."
+    assert done.stdout.splitlines() == [
+        "the prompt of a source is a text, an InspectionPrompt or None, not a int: 5.",
+        "the mask of a source is a text or None, not a int: 5.",
+        *(f"{option} is 5; it must be a text, or None." for option in ("placeholder", "source_mask", "target_mask")),
+        odd,
+        odd,
+        "the inspection prompt 5 cannot be used: text must be a text, not 5.",
+    ], done.stderr
+
+
 def test_an_unknown_option_raises(llama: Model) -> None:
     with pytest.raises(TypeError, match="foo"):
         ps.inspect(llama, "the cat", foo=1)  # type: ignore[call-arg]

@@ -5,6 +5,7 @@ The oracle gives each query the keys that it sees; the reference hides columns; 
 
 from contextlib import nullcontext
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -175,6 +176,21 @@ def test_each_source_has_a_prompt_of_its_own(llama: Model) -> None:
                      source_layers=[1, 2], controls=(), max_new_tokens=3)  # fmt: skip
     assert [row.text for row in one] == [row.text for row in cells[2:4]]
     assert [row.cell for row in one] == [row.cell for row in cells[2:4]]
+
+
+def test_what_the_call_says_of_prompts_goes_for_a_sources_own(llama: Model) -> None:
+    """`placeholder`, `target_at` and `target_mask`, as they go for the call's own InspectionPrompt."""
+    calls: list[tuple[InspectionPrompt, dict[str, Any]]] = [
+        (InspectionPrompt("the capital of {} is"), {"placeholder": "cat", "target_mask": "the capital"}),
+        (InspectionPrompt(QUERY, at="Spain", mask="the"), {"target_at": "capital of", "target_mask": "country"}),
+        (InspectionPrompt(QUERY), {"target_at": "capital of"}),
+    ]
+    for prompt, options in calls:
+        options |= {"source_layers": 1, "controls": (), "max_new_tokens": 2}
+        own = ps.inspect(llama, [Source("go to Spain", prompt=prompt)], **options)
+        of_call = ps.inspect(llama, "go to Spain", prompt=prompt, **options)
+        assert [row.cell for row in own] == [row.cell for row in of_call]
+        assert own[0].status == "ok"
 
 
 def test_a_bad_prompt_of_its_own_fails_its_source_alone(llama: Model) -> None:

@@ -195,3 +195,14 @@ def test_sources_have_masks_and_prompts_of_their_own(tmp_path: Path) -> None:
         assert '"prompt" must be a text, or an object with text' in refused(
             written(tmp_path, {"sources": [{"text": "a", "prompt": prompt}]})
         )
+
+
+def test_the_fields_of_a_sources_own_prompt_have_types(tmp_path: Path) -> None:
+    said = refused(written(tmp_path, {"sources": [{"text": "a", "prompt": {"text": "a {}", "at": 1.5, "chat": "no"}}]}))
+    assert 'sources[0]: "prompt" cannot be used: at must be a text or a whole number, not 1.5; chat must be' in said
+    assert "at must be a text or a whole number, not True" in refused(
+        written(tmp_path, {"sources": [{"text": "a", "prompt": {"text": "a", "at": True}}]})
+    )
+    nothing = dict.fromkeys(("name", "placeholder", "at", "mask"))
+    spec = read_spec(written(tmp_path, {"sources": [{"text": "a", "prompt": {"text": "b {}", **nothing}}]}))
+    assert spec.sources[0].prompt == InspectionPrompt("b {}")

@@ -4,8 +4,7 @@ import inspect as pyinspect
 import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
-from functools import partial
+from dataclasses import fields, replace
 from os import PathLike
 from pathlib import Path
 from types import MappingProxyType
@@ -26,6 +25,7 @@ from patchscopes.results import Results
 from patchscopes.run import Inspection, collector_paused
 from patchscopes.selfcheck import check_model, require
 from patchscopes.settings import Settings
+from patchscopes.sources import prompt_faults
 from patchscopes.spec import Bos, Decoding, InspectionPrompt, Readout, ReadoutKind, Row, Source, Sweep
 
 DEFAULT_CONTROLS = ("unpatched", "random-state")
@@ -194,7 +194,8 @@ def prepare(
     """
     transfer = _transfer(model, target_model, mapping)
     answers = tuple(candidate.strip() for candidate in _strings(candidates))
-    as_prompt = partial(find_prompt, placeholder=placeholder, at=target_at, mask=target_mask)
+    _check_words(placeholder=placeholder, source_mask=source_mask, target_mask=target_mask)
+    as_prompt = _prompts(placeholder, target_at, target_mask)
     given = tuple(_source(text, as_prompt) for text in _several(sources))
     readout = readout or ("candidates" if answers or any(source.candidates for source in given) else "text")
     _check_choices(readout=(readout, get_args(ReadoutKind)), runner=(runner, RUNNERS), bos=(bos, BOS_CHOICES))
@@ -282,13 +283,33 @@ def _several(value: Any) -> list[Any]:
     return list(value)
 
 
-def _source(value: str | Source, as_prompt: Callable[[str], InspectionPrompt]) -> Source:
+def _prompts(
+    placeholder: str | None, at: str | int | None, mask: str | None
+) -> Callable[[str | InspectionPrompt], InspectionPrompt]:
+    """How the call finds inspection prompts, its own and those of its sources alike."""
+
+    def find(value: str | InspectionPrompt) -> InspectionPrompt:
+        if isinstance(value, InspectionPrompt):
+            faults = prompt_faults({field.name: getattr(value, field.name) for field in fields(value)})
+            if faults:
+                raise OptionError(f"the inspection prompt {value.text!r} cannot be used: {faults}.")
+        return find_prompt(value, placeholder=placeholder, at=at, mask=mask)
+
+    return find
+
+
+def _source(value: str | Source, as_prompt: Callable[[str | InspectionPrompt], InspectionPrompt]) -> Source:
     if isinstance(value, Source) and isinstance(value.text, str):
-        for name, word in (("item", value.item), ("kind", value.kind)):
+        for name, word in (("item", value.item), ("kind", value.kind), ("mask", value.mask)):
             if not isinstance(word, str | None):
                 raise OptionError(f"the {name} of a source is a text or None, not a {type(word).__name__}: {word!r}.")
         candidates = tuple(candidate.strip() for candidate in _strings(value.candidates))
-        prompt = as_prompt(value.prompt) if isinstance(value.prompt, str) else value.prompt
+        if not isinstance(value.prompt, str | InspectionPrompt | None):
+            raise OptionError(
+                "the prompt of a source is a text, an InspectionPrompt or None, not a "
+                f"{type(value.prompt).__name__}: {value.prompt!r}."
+            )
+        prompt = None if value.prompt is None else as_prompt(value.prompt)
         expect = _strings(value.expect)
         return replace(value, expect=expect, candidates=candidates, split=_pieces(value.split), prompt=prompt)
     if not isinstance(value, str):
@@ -308,6 +329,12 @@ def _strings(value: str | Sequence[str]) -> tuple[str, ...]:
         if not isinstance(one, str):
             raise OptionError(f"a text is needed, not a {type(one).__name__}: {one!r}.")
     return values
+
+
+def _check_words(**options: object) -> None:
+    for option, value in options.items():
+        if not isinstance(value, str | None):
+            raise OptionError(f"{option} is {value!r}; it must be a text, or None.")
 
 
 def _check_choices(**options: tuple[str, Iterable[str]]) -> None:

@@ -2,14 +2,21 @@
 
 import json
 import sys
-from dataclasses import fields
+from collections.abc import Mapping
+from numbers import Integral
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType, NoneType
+from typing import Any, get_args, get_type_hints
 
 from patchscopes.errors import SourceError
 from patchscopes.spec import InspectionPrompt, Source
 
 KEYS = ("text", "at", "expect", "item", "kind", "candidates", "split", "mask", "prompt")
+# The fields of an InspectionPrompt and the types that each may have.
+PROMPT_FIELDS: Mapping[str, tuple[type, ...]] = MappingProxyType(
+    {name: get_args(hint) or (hint,) for name, hint in get_type_hints(InspectionPrompt).items() if name != "_"}
+)
+WORDS: Mapping[type, str] = MappingProxyType({str: "a text", int: "a whole number", bool: "true or false"})
 
 
 def read_sources(arguments: tuple[str, ...], file: str | None) -> list[Source]:
@@ -60,12 +67,29 @@ def _prompt(entry: dict[str, Any], where: str) -> InspectionPrompt | str | None:
     value = entry.get("prompt")
     if isinstance(value, str | None):
         return value
-    known = [field.name for field in fields(InspectionPrompt)]
+    known = list(PROMPT_FIELDS)
     if not isinstance(value, dict) or not isinstance(value.get("text"), str) or not set(value) <= set(known):
         raise SourceError(
             f'{where}: "prompt" must be a text, or an object with text and perhaps {", ".join(known[1:])}: {value!r}.'
         )
+    if faults := prompt_faults(value):
+        raise SourceError(f'{where}: "prompt" cannot be used: {faults}.')
     return InspectionPrompt(**value)
+
+
+def prompt_faults(values: Mapping[str, object]) -> str:
+    """What is wrong with the fields of an InspectionPrompt, in words: those of another type than theirs; else ""."""
+    return "; ".join(
+        f"{name} must be {' or '.join(WORDS[kind] for kind in PROMPT_FIELDS[name] if kind in WORDS)}, not {value!r}"
+        for name, value in values.items()
+        if _kind(value) not in PROMPT_FIELDS[name]
+    )
+
+
+def _kind(value: object) -> type:
+    """The type of a value as the fields name it: true is no whole number, and one of NumPy's is."""
+    kinds = (bool, str, NoneType)
+    return next((kind for kind in kinds if isinstance(value, kind)), int if isinstance(value, Integral) else object)
 
 
 def _pieces(entry: dict[str, Any], where: str) -> tuple[str, ...]:

@@ -49,7 +49,7 @@ WORDS: Mapping[Any, str] = MappingProxyType(
 class SpecFile:
     """What a specification file asks for. `load_options` and `options` go to `load` and `inspect` as they are.
 
-    `target_model` is another to load with the same options, and to give to `inspect`.
+    `target_model` is another to load with the same options but `revision`, and to give to `inspect`.
     """
 
     model: str

@@ -97,6 +97,10 @@ def test_unreadable_sources(tiny_folder: Path, tmp_path: Path, capsys: pytest.Ca
     refused(given("item.jsonl", b'{"text": "cat", "item": 3}\n'), capsys, '"item" must be a text, not 3')
     refused(given("kind.json", b'[{"text": "cat", "kind": ["x"]}]'), capsys, '"kind" must be a text')
     refused(given("c.jsonl", b'{"text": "cat", "candidates": [1]}\n'), capsys, '"candidates" must be an answer or a')
+    odd = b'{"text": "cat", "prompt": {"text": "a {}", "chat": "no"}}'
+    refused(
+        given("own.jsonl", odd), capsys, "line 1 of", "\"prompt\" cannot be used: chat must be true or false, not 'no'"
+    )
     refused(["inspect", "--sources", str(tmp_path / "absent"), "--model", str(tiny_folder)], capsys, "cannot read")
     refused(["inspect", "cat", "--sources", str(tmp_path / "latin1")], capsys, "give one of them")
 

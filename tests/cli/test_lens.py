@@ -69,6 +69,7 @@ def test_the_logit_lens_in_all_forms(tiny_folder: Path, tmp_path: Path, capsys: 
     assert run([*base, "--format", "csv"], capsys).out.startswith(
         "layer,position,id,token,entropy,kl,rank,agrees,top_1"
     )
+    assert document["spec"] == {"layers": [0, 1, 2, 4], "top_k": 1, "bos": "auto", "lens": None}
     done = run([*base, "--out", str(tmp_path / "lens.json")], capsys)
     assert done.out == ""
     assert "written as json, by its ending" in done.err
@@ -76,6 +77,22 @@ def test_the_logit_lens_in_all_forms(tiny_folder: Path, tmp_path: Path, capsys: 
     assert [cell["top"][0]["token_id"] for cell in written["cells"]] == [
         cell["top"][0]["token_id"] for cell in document["cells"]
     ]
+
+
+def test_a_table_or_csv_in_a_file_has_its_provenance_beside_it(
+    tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = ["lens", "logit", TEXT, "--model", str(tiny_folder), "--layers", "2,4"]
+    document = json.loads(run([*base, "--format", "json"], capsys).out)
+    del document["cells"]
+    assert "position 0 is an attention sink" in document["cautions"][0]
+    for name in ("lens.csv", "lens.txt", "lens.json"):
+        assert run([*base, "--out", str(tmp_path / name)], capsys).code == 0
+        meta = tmp_path / f"{name}.meta.json"
+        assert meta.exists() == (name != "lens.json"), "the document has it"
+        assert not meta.exists() or json.loads(meta.read_text()) == document
+    assert (tmp_path / "lens.csv").read_text().startswith("layer,position")
+    assert "logit lens" in (tmp_path / "lens.txt").read_text()
 
 
 def test_a_tuned_lens_is_trained_once_and_then_kept(

@@ -1,14 +1,17 @@
 """Options of `patchscopes inspect` and `run` that say where a state goes: another model, f, a place in a prompt."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 import families
 from cli_run import run
-from patchscopes import load
+from patchscopes import api, load
+from patchscopes.errors import OptionError
 from patchscopes.mappings import Mapping, Mappings, Side
 
 TEXT = "the capital of the country of Spain"
@@ -61,6 +64,30 @@ def test_one_model_into_another(
     assert (wrong.code, "fitted for the target model" in wrong.err) == (2, True)
     none = run([*command, *across[:2], "--mapping", str(tmp_path / "none")], capsys)
     assert (none.code, "cannot be read as mappings" in none.err) == (2, True)
+
+
+def test_a_revision_is_of_the_source_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From the command line and from a specification alike; what is slow is told of both models."""
+    loaded: list[tuple[str, dict[str, Any]]] = []
+
+    def recorded(name: str, *, notify: Callable[[str], None], **how: Any) -> str:
+        notify(f"pulling {name}")
+        loaded.append((name, {key: how[key] for key in ("dtype", "revision") if how.get(key)}))
+        if name == "b":
+            raise OptionError("enough")
+        return name
+
+    monkeypatch.setattr(api, "load", recorded)
+    (tmp_path / "s.json").write_text(
+        '{"model": "a", "target_model": "b", "revision": "r", "dtype": "bfloat16", "sources": ["x"]}'
+    )
+    across = ["--model", "a", "--target-model", "b", "--revision", "r", "--dtype", "bfloat16"]
+    for command in (["inspect", "x", *across], ["run", str(tmp_path / "s.json"), "--out", str(tmp_path / "run")]):
+        loaded.clear()
+        assert "pulling a\npulling b\n" in run(command, capsys).err
+        assert loaded == [("a", {"dtype": "bfloat16", "revision": "r"}), ("b", {"dtype": "bfloat16"})]
 
 
 def test_a_place_in_the_prompt_and_masks(tiny_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

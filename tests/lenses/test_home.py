@@ -53,6 +53,8 @@ def test_other_weights_texts_and_ways_have_lenses_of_their_own(
         lens_path(settings, llama, texts, replace(OPTIONS, schedule=Schedule(epochs=2))),
     }
     assert len(paths) == 5
+    by_range = replace(OPTIONS, layers=range(1, 2))
+    assert lens_path(settings, llama, texts, by_range) in paths, "the same layers, however they are named"
     assert lens_path(settings, llama, texts, replace(OPTIONS, tell=print)) in paths, "who hears of it does not matter"
 
 

@@ -115,6 +115,8 @@ def test_json_holds_all_of_it_and_where_it_comes_from(llama: Model) -> None:
     document = json.loads(lens_table(llama, TEXT, lens, layers=(1, 4), top_k=2).to_json())
     assert document["schema"] == "patchscopes.lens/1"
     assert document["lens"]["digest"] == lens.digest
+    assert document["spec"] == {"layers": [1, 4], "top_k": 2, "bos": "auto", "lens": lens.digest}
+    assert document["cautions"] == list(lens_table(llama, TEXT).cautions)
     assert document["model"]["weights"] == llama.fingerprint
     assert document["versions"]["torch"] == torch.__version__
     assert "".join(token["token"] for token in document["tokens"]) == TEXT

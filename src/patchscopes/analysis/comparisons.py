@@ -70,8 +70,13 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
     if not len(p_values):
         return []
-    gc.freeze()  # it collects garbage at each call, which takes half a second beside a study's rows
+    # It collects garbage at each call, which takes half a second beside a study's rows. What is frozen is thawed all at
+    # once, so nothing is where the program had frozen something of its own.
+    freezes = gc.get_freeze_count() == 0
+    if freezes:
+        gc.freeze()
     try:
         return [float(p) for p in multipletests(p_values, method="holm")[1]]
     finally:
-        gc.unfreeze()
+        if freezes:
+            gc.unfreeze()

@@ -3,7 +3,7 @@
 import gc
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, get_args
 
 import click
@@ -129,17 +129,25 @@ def inspect_command(**options: Any) -> int:
 
 def load_for(options: dict[str, Any]) -> Any:
     """Take the model options out of `options` and load what they name; slow steps are told on standard error."""
-    import patchscopes.api
-
-    notify, target = lambda message: click.echo(message, err=True), options.get("target_model")
-    revision = options.pop("revision")
-    how = {key: options.pop(key) for key in ("trust_remote_code", "dtype", "device")}
-    model = patchscopes.api.load(options.pop("model"), revision=revision, notify=notify, **how)
-    if target is not None:
-        options["target_model"] = patchscopes.api.load(target, notify=notify, **how)
+    how = {key: options.pop(key) for key in ("revision", "trust_remote_code", "dtype", "device")}
+    model = load_named(options.pop("model"), how)
+    if options.get("target_model") is not None:
+        options["target_model"] = load_target(options["target_model"], how)
     gc.freeze()  # what is there now stays: no later search for cycles needs to walk it
     gc.enable()
     return model
+
+
+def load_named(name: str, how: Mapping[str, Any]) -> Any:
+    """Load the model of that name with the options `how`; slow steps are told on standard error."""
+    import patchscopes.api
+
+    return patchscopes.api.load(name, notify=lambda message: click.echo(message, err=True), **how)
+
+
+def load_target(name: str, how: Mapping[str, Any]) -> Any:
+    """As `load_named`, another model beside the one that `how` is of: a revision names a commit of that one alone."""
+    return load_named(name, {key: value for key, value in how.items() if key != "revision"})
 
 
 def _prepare(sources: list[Any], options: dict[str, Any]) -> "Inspection":

@@ -11,7 +11,6 @@ from patchscopes.cli.inspect import load_for, model_options
 from patchscopes.errors import OptionError, OutputError, SourceError
 
 if TYPE_CHECKING:
-    from patchscopes.lenses import LensTable
     from patchscopes.mappings import Mappings
     from patchscopes.models import Model
 
@@ -52,7 +51,7 @@ def lens_command(kind: str, text: str, **options: Any) -> None:
     if not text.strip():
         raise SourceError("TEXT is empty; give at least one word.")
     layers, top_k, bos, out = (options.pop(name) for name in ("layers", "top_k", "bos", "out"))
-    from patchscopes.cli.output import opened
+    from patchscopes.cli.output import opened, write_provenance, write_results
     from patchscopes.lenses import lens_table
     from patchscopes.resolve.layers import parse_layers
 
@@ -62,7 +61,9 @@ def lens_command(kind: str, text: str, **options: Any) -> None:
         lens_table(model, text, layers=(model.n_layers,), top_k=top_k, bos=bos)  # what is wrong shows before training
         lens = None if kind == "logit" else _lens(model, lens_options)
         table = lens_table(model, text, lens, layers=wanted, top_k=top_k, bos=bos)
-        _write(table, as_format, file, to_file=out is not None)
+        write_results(table, as_format, file, to_file=out is not None)
+    if out is not None and as_format != "json":
+        write_provenance(table, out)
     for caution in table.cautions:
         click.echo(f"warning: {caution}", err=True)
 
@@ -108,14 +109,3 @@ def _lens(model: "Model", options: Mapping[str, Any]) -> "Mappings":
         lens.save(options["save"])
         click.echo(f"the lens is also in {options['save']}", err=True)
     return lens
-
-
-def _write(table: "LensTable", as_format: str, file: Any, *, to_file: bool) -> None:
-    if as_format == "json":
-        file.write(table.to_json() + "\n")
-    elif as_format == "csv":
-        file.write(table.to_csv())
-    else:
-        from rich.console import Console
-
-        Console(file=file, width=140 if to_file else None, soft_wrap=False).print(table)

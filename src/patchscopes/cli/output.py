@@ -29,6 +29,19 @@ class Sink(Protocol):
         ...
 
 
+@runtime_checkable
+class Document(Protocol):
+    """What a command made: data, and where it comes from. Its JSON holds both, the data as `cells`."""
+
+    def to_json(self) -> str:
+        """All of it."""
+        ...
+
+    def to_csv(self) -> str:
+        """The data, a line each."""
+        ...
+
+
 @contextmanager
 def opened(out: str | None) -> Iterator[Sink]:
     """Standard output, or a temporary file beside `out` that takes its place at the end.
@@ -81,8 +94,8 @@ def write_row(row: Row, file: Sink) -> None:
     file.flush()
 
 
-def write_results(results: Results, as_format: str, file: Sink, *, to_file: bool) -> None:
-    """The whole of the results, as `as_format`: table, json or csv."""
+def write_results(results: Document, as_format: str, file: Sink, *, to_file: bool) -> None:
+    """The whole of the results, or of a lens table, as `as_format`: table, json or csv."""
     if as_format == "json":
         file.write(results.to_json() + "\n")
     elif as_format == "csv":
@@ -93,7 +106,7 @@ def write_results(results: Results, as_format: str, file: Sink, *, to_file: bool
         Console(file=cast("IO[str]", file), width=140 if to_file else None, soft_wrap=False).print(results)
 
 
-def write_provenance(results: Results, out: str) -> None:
+def write_provenance(results: Document, out: str) -> None:
     """FILE.meta.json beside a format that has no place for it (rule 22)."""
     head = {key: value for key, value in json.loads(results.to_json()).items() if key != "cells"}
     if not Path(out).resolve().is_file() and Path(out).exists():

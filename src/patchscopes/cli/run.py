@@ -21,6 +21,7 @@ def run_command(spec: str, out: str, memory: str | None, explain: bool) -> int:
 
     check_folder(out)
     from patchscopes import api
+    from patchscopes.cli.inspect import load_named, load_target
     from patchscopes.cli.output import in_words
     from patchscopes.cli.progress import announce, progress
     from patchscopes.sizes import parse_bytes
@@ -28,10 +29,10 @@ def run_command(spec: str, out: str, memory: str | None, explain: bool) -> int:
 
     asked = read_spec(spec)
     budget = {} if memory is None else {"memory_bytes": parse_bytes(memory)}
-    model = api.load(asked.model, notify=lambda message: click.echo(message, err=True), **asked.load_options)
+    model = load_named(asked.model, asked.load_options)
     options = {**asked.options, **budget}
     if asked.target_model is not None:
-        options["target_model"] = api.load(asked.target_model, **asked.load_options)
+        options["target_model"] = load_target(asked.target_model, asked.load_options)
     inspection = api.prepare(model, asked.sources, run=out, **options)
     if explain:
         click.echo(str(inspection.explain()))

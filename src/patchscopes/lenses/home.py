@@ -23,7 +23,8 @@ TRAINER = 1  # to be raised where the same text and options would give another l
 
 def lens_path(settings: Settings, model: Model, texts: DataSet[Passage], options: TunedOptions) -> Path:
     """Where the lens of these weights, trained on `texts` in this way, is or would be."""
-    way = asdict(options) | {"tell": None, "texts": texts.sha256, "trainer": TRAINER}
+    layers = None if options.layers is None else list(options.layers)  # a range is no JSON
+    way = asdict(options) | {"layers": layers, "tell": None, "texts": texts.sha256, "trainer": TRAINER}
     key = hashlib.sha256(json.dumps(way, sort_keys=True).encode()).hexdigest()[:8]
     weights = hashlib.sha256(model.identity.encode()).hexdigest()[:16]
     return settings.home / "lenses" / f"{weights}-{key}.safetensors"

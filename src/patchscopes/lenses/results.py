@@ -17,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from patchscopes.results.entry import cropped, percent
-from patchscopes.spec import Ids, TopToken
+from patchscopes.spec import Bos, Ids, TopToken
 
 SCHEMA = "patchscopes.lens/1"
 TOKEN_WIDTH = 12  # of a token in the table; what is longer is cropped
@@ -44,7 +44,10 @@ class LensCell:
 
 @dataclass(frozen=True)
 class LensTable:
-    """A cell for each of `layers` and each token of `text`, layer by layer; `lens` is None for the logit lens."""
+    """A cell for each of `layers` and each token of `text`, layer by layer; `lens` is None for the logit lens.
+
+    `bos` and `top_k` are what was asked for, `cautions` what to beware of in the text.
+    """
 
     text: str
     ids: Ids
@@ -55,6 +58,8 @@ class LensTable:
     model: Mapping[str, object]
     versions: Mapping[str, str]
     commit: str | None
+    bos: Bos
+    top_k: int
     cautions: tuple[str, ...] = ()
 
     def __getitem__(self, place: tuple[int, int]) -> LensCell:
@@ -82,8 +87,15 @@ class LensTable:
             "schema": SCHEMA,
             "lens": self.lens,
             "model": self.model,
+            "spec": {
+                "layers": self.layers,
+                "top_k": self.top_k,
+                "bos": self.bos,
+                "lens": None if self.lens is None else self.lens["digest"],
+            },
             "versions": self.versions,
             "commit": self.commit,
+            "cautions": self.cautions,
             "text": self.text,
             "tokens": [
                 {"position": position, "id": id, "token": token}

@@ -57,6 +57,8 @@ def lens_table(
         model=model.describe(),
         versions=versions(),
         commit=commit(),
+        bos=bos,
+        top_k=top_k,
         cautions=tuple(cautions(model, tokenized)),
     )
 
