@@ -102,6 +102,17 @@ def test_the_gain_is_over_what_the_model_answers_as_text(found: Done, method: st
     assert found.report.finding(f"repaired/{method}").estimate == 1.0
 
 
+def test_what_is_compared_for_both_methods_is_corrected_for_both(found: Done) -> None:
+    """Rule 19: all of 11 bridges one way are 2 of 2¹¹ flips, of the 9 that fail as text 2 of 2⁹; each twice."""
+    for name, n_bridges in (("exists", len(COUNTRIES) - 1), ("repaired", len(COUNTRIES) - 3)):
+        for method in METHODS:
+            beside = found.report.finding(f"{name}/{method}", "shuffled")
+            assert beside.n_subjects == n_bridges
+            assert beside.p == pytest.approx(2 * 2 / 2**n_bridges), (name, method)
+            assert beside.about.endswith("; p: Holm over both methods")
+    assert "over both methods where the paper's score" in found.page
+
+
 def test_queries_end_as_the_model_is_best_asked(found: Done) -> None:
     queries = [query for _, query in found.summary["provenance"]["design"]["queries"]]
     assert len(queries) == 2 * N_KNOWN
