@@ -7,7 +7,10 @@ from patchscopes.studies.walk import contrasts, sentence, table_of
 
 
 def walkthrough(outcome: Outcome) -> str:
-    """The page: by each method the query that it answers at the most ℓ, at the ℓ* that most folds chose."""
+    """The page: by each method the query that it answers at the most ℓ where other queries' states do not.
+
+    ℓ* is the one that most folds chose.
+    """
     return "\n".join(_section(outcome, method) for method in outcome.methods.values())
 
 
@@ -16,7 +19,8 @@ def _section(outcome: Outcome, method: Method) -> str:
     source, target = method.placements[0]
     columns = [k for k, place in enumerate(design.placements) if place[1] == target]
     failing = outcome.texts["plain"] == 0
-    k = int((method.own[:, columns].sum(axis=1) + 0.5 * failing).argmax())
+    more = (method.own - method.donors.mean(axis=1))[:, columns].sum(axis=1)
+    k = int((more + 0.5 * failing).argmax())
     item, query = queries.items[k], queries.all[queries.items[k]].query
     rows = [method.table.rows[None, item, design.placements[c], 0] for c in columns]
     requests = {
@@ -43,7 +47,10 @@ def _section(outcome: Outcome, method: Method) -> str:
         ),
         rows=lines,
         controls={label: sentence(row.text or "") for label, row in controls.items()},
-        closing=f"As the answer count: {', '.join(query.answers)}. Of all queries it is answered at the most ℓ here.",
+        closing=(
+            f"As the answer count: {', '.join(query.answers)}. Of all queries this is the one that is answered at the most "
+            "ℓ here where other queries' states do not answer it: no typical one."
+        ),
     )
 
 
