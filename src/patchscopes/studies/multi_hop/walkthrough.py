@@ -48,8 +48,8 @@ def _section(outcome: Outcome, method: Method) -> str:
         rows=lines,
         controls={label: sentence(row.text or "") for label, row in controls.items()},
         closing=(
-            f"As the answer count: {', '.join(query.answers)}. Of all queries this is the one that is answered at the most "
-            "ℓ here where other queries' states do not answer it: no typical one."
+            f"As the answer count: {', '.join(query.answers)}. Of all queries this is the one that is answered at the "
+            "most ℓ here where other queries' states do not answer it: no typical one."
         ),
     )
 
