@@ -182,6 +182,12 @@ def test_planted_facts_are_found_and_told_by_who_knows_them(found: Done) -> None
     assert capital.estimate == 1.0, "no two countries share a capital"
     assert capital.p == pytest.approx(2 * 2 / 2 ** len(items[items.relation == "country capital"]), rel=0.1)
     assert 0.3 < report.finding("facts/country language", "shuffled").estimate < 1.0, "languages are shared"
+    for control in ("shuffled", "the most frequent answer"):  # rule 19; all subjects one way are 2 of 2ⁿ flips
+        for which, times in (("both", 4), ("target", 2)):  # two groups, each beside two controls
+            group = report.finding(f"facts/{which}", control)
+            assert group.p == pytest.approx(times * 2 / 2**group.n_subjects), (which, control)
+            assert "; p: Holm over both groups of facts" in group.about
+    assert report.finding("facts/best", "shuffled").p == pytest.approx(2 * 2 / 10_000), "one of two best-ofs"
 
 
 def test_nothing_planted_does_not_stand(null: Done) -> None:
@@ -438,12 +444,6 @@ def test_tokens_of_two_vocabularies_are_compared_as_text(kind: str) -> None:
     assert [same(" cat", said) for said in (" cat", "cat", "", " ca")] == [True, False, False, False]
     assert [akin(" cat", said) for said in (" cat", "cat", "", " ca", " dog")] == [True, True, False, True, False]
     assert not same("", "")
-
-
-def test_the_usual_target_is_the_other_model_of_the_registry() -> None:
-    assert cross_model.usual_target("smollm2-135m") == "gemma3-270m"
-    assert cross_model.usual_target("gemma3-270m") == "smollm2-135m"
-    assert cross_model.usual_target("a/folder") == "smollm2-135m"
 
 
 # ----------------------------------------------------------------------------------------------------------- the engine

@@ -1,7 +1,7 @@
 """multi-hop on made-up relations: a planted repair is found; a guess, and one answer for all, are not."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,14 +11,17 @@ import pytest
 from data_files import write
 from multi_hop_cases import COUNTRIES, ENDING, NOWHERE, STONES, always, folder, guessing, planted
 from patchscopes.errors import DataError
+from patchscopes.plan import Plan
+from patchscopes.spec import Result
 from patchscopes.studies import multi_hop, setup
 from patchscopes.studies.headline import NEEDED
 from patchscopes.studies.multi_hop import design
 from patchscopes.studies.multi_hop.design import METHODS
 from patchscopes.studies.report import Report
 from relation_cases import CAPITALS, of, relation
-from study_cases import SPEED, Saying, long_model
+from study_cases import SPEED, Saying, long_model, text_of
 
+FAILED = "logits not finite"
 N_TYPES, N_KNOWN = 2, 2 * (len(COUNTRIES) - 1)
 
 
@@ -99,6 +102,17 @@ def test_the_gain_is_over_what_the_model_answers_as_text(found: Done, method: st
     assert found.report.finding(f"repaired/{method}").estimate == 1.0
 
 
+def test_what_is_compared_for_both_methods_is_corrected_for_both(found: Done) -> None:
+    """Rule 19: all of 11 bridges one way are 2 of 2¹¹ flips, of the 9 that fail as text 2 of 2⁹; each twice."""
+    for name, n_bridges in (("exists", len(COUNTRIES) - 1), ("repaired", len(COUNTRIES) - 3)):
+        for method in METHODS:
+            beside = found.report.finding(f"{name}/{method}", "shuffled")
+            assert beside.n_subjects == n_bridges
+            assert beside.p == pytest.approx(2 * 2 / 2**n_bridges), (name, method)
+            assert beside.about.endswith("; p: Holm over both methods")
+    assert "over both methods where the paper's score" in found.page
+
+
 def test_queries_end_as_the_model_is_best_asked(found: Done) -> None:
     queries = [query for _, query in found.summary["provenance"]["design"]["queries"]]
     assert len(queries) == 2 * N_KNOWN
@@ -170,6 +184,47 @@ def test_quick_runs_fewer(tmp_path: Path) -> None:
     assert len(quick.report.tables["queries"]) == 2 * N_KNOWN <= design.QUICK.n_queries
     assert quick.summary["provenance"]["quick"] is True
     assert len(quick.report.tables["grid"]) < 2 * len(SMALL.sources) * len(SMALL.targets)
+
+
+class Failing(Saying):
+    """What is planted; texts that nothing is written into fail where `fails` says so."""
+
+    def __init__(self, fails: Callable[[str], bool]) -> None:
+        super().__init__(planted((5, 6), (1, 2)).say, lambda cell, ids: -1.0)
+        self.fails = fails
+
+    def run(self, plan: Plan) -> Iterator[Result]:
+        for result in super().run(plan):
+            cell = plan.cells[result.index]
+            fails = cell.write is None and not cell.masked and self.fails(text_of(cell.target_ids))
+            yield Result(result.index, None, None, None, failure=f"{FAILED}\nat step 3") if fails else result
+
+
+def test_a_text_that_fails_is_no_wrong_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A query without one of its results is left out of all, with the reason: of a hop, or of the query as text."""
+    monkeypatch.setattr(design, "FULL", replace(SMALL, sources=(0.63,), targets=(0.13,)))
+    old, new, other = (next(s for s, c in STONES.items() if c == COUNTRIES[k] and w in s)
+                       for k, w in ((0, "Old"), (0, "New"), (3, "Old")))  # fmt: skip
+    fails = {
+        f"The land of {old}",  # both queries of the stone; with an ending, the hop is not known
+        f"The capital of {COUNTRIES[1]}{ENDING}",  # of both its stones
+        f"The capital of the land of {other}{ENDING}",
+        f"The largest city of the land of {new}. {design.COT}",
+    }
+    report = done(tmp_path, Failing(fails.__contains__)).report
+    left = {e.item for e in report.excluded if e.reason == FAILED}
+    both = [stone for stone, country in STONES.items() if country == COUNTRIES[1]]
+    assert {name.rpartition(": ")[2] for name in left} == {old, new, other, *both}
+    assert len(left) == sum(e.reason == FAILED for e in report.excluded) == 2 + 2 + 1 + 1
+    for name in ("text/plain", "text/cot-after", "chosen/two-prompts", "repaired/back-patching"):
+        assert report.finding(name).n_items == len(report.tables["queries"]) == 2 * N_KNOWN - len(left), name
+    assert sum("first hop" in e.reason for e in report.excluded) == 2 * N_TYPES, "the stones of one country, as before"
+
+
+def test_too_few_that_are_left_are_refused_with_the_reason(tmp_path: Path) -> None:
+    few = rf"{2 * N_KNOWN} queries that are run, 0 over 0 bridges have all .*{{'{FAILED}': {2 * N_KNOWN}}}"
+    with pytest.raises(DataError, match=few):
+        done(tmp_path, Failing(lambda text: text.endswith(design.COT)))
 
 
 def test_too_little_is_refused_with_the_figures(tmp_path: Path) -> None:

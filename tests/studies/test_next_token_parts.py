@@ -9,13 +9,16 @@ import pandas as pd
 import pytest
 import torch
 
+import next_token_cases
 import oracle
-from next_token_cases import passage, planted, prose, unfitted
+from families import tiny_tokenizer
+from next_token_cases import next_of, passage, planted, prose, unfitted
 from patchscopes.data import Passage, load_prose
 from patchscopes.engine import Engine
 from patchscopes.errors import MappingError, OptionError
 from patchscopes.mappings import Mapping, Mappings
 from patchscopes.prompts import resolve_target, tokenize
+from patchscopes.spec import TopToken
 from patchscopes.studies import next_token, setup
 from patchscopes.studies.next_token import design, findings, fits, passages, prompts
 from patchscopes.studies.next_token.pairs import spread
@@ -246,6 +249,30 @@ def test_the_token_once_more(readings: Readings) -> None:
     again = tuple(place.token.upper() if k < 3 else "?!" for k, place in enumerate(places))
     found = {f.name: f for f in findings._baselines(replace(readings, next_tokens=again))}
     assert found["repeated"].estimate == pytest.approx(3 / len(places))
+
+
+def test_what_a_prompt_says_by_itself_is_compared_by_token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All tokens have one text here, as halves of a character have; the sources say one of two, the prompts the first.
+
+    Cells are compared by token, so what stands beside them is too.
+    """
+    first, second = (tiny_tokenizer().encode(letter)[0] for letter in "xb")
+    monkeypatch.setattr(next_token_cases, "LETTERS", (first, second))
+    monkeypatch.setattr(next_token_cases, "_top", lambda token: TopToken("\ufffd", token, -0.1))
+    small = replace(design.QUICK, n_places=12, n_passages=12, n_controlled=10, n_coarse=1)
+    monkeypatch.setattr(design, "QUICK", small)
+    made = design.Design.of(
+        Setup.of(long_model(), {"quick": True, "runner": planted()}), load_prose(prose(tmp_path / "prose"))
+    )
+    found = read(made, unfitted(made))
+    says = [
+        next_of(tokenize(long_model(), made.places[k].before).ids, made.places[k].position) for k in made.controlled
+    ]
+    assert set(says) == {first, second}
+    for method in ("token-identity", "affine"):
+        for control in ("unpatched", "zero"):
+            precision = found.methods[method].beside[control]["precision"][made.controlled]
+            assert precision[:, 0].tolist() == [float(token == first) for token in says], (method, control)
 
 
 def test_the_typical_place_is_the_one_nearest_to_the_mean(readings: Readings) -> None:

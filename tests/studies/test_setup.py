@@ -18,6 +18,7 @@ from patchscopes.plan import Plan
 from patchscopes.reference import Reference
 from patchscopes.spec import InspectionPrompt, Result, Source, Sweep
 from patchscopes.studies import STUDIES, find_study, setup
+from patchscopes.studies.cross_model import usual_target
 from patchscopes.studies.setup import Setup, Stage, StudyOptions
 from study_cases import SPEED
 
@@ -71,6 +72,12 @@ def test_options_are_taken_as_given_and_paths_become_paths(llama: Model, tmp_pat
     assert (empty.data, empty.out) == (None, None)
     assert empty.budget().memory_bytes > 0
     assert Setup.of(llama, {}).decoding(7).eos_ids == tuple(sorted(llama.eos_ids))
+
+
+def test_the_usual_target_is_the_other_model_of_the_registry() -> None:
+    assert usual_target("smollm2-135m") == "gemma3-270m"
+    assert usual_target("gemma3-270m") == "smollm2-135m"
+    assert usual_target("a/folder") == "smollm2-135m"
 
 
 def test_a_stage_is_kept_and_its_second_run_runs_no_cell(llama: Model, tmp_path: Path) -> None:

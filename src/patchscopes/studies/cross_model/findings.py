@@ -26,7 +26,8 @@ KNOWN = {
 
 def all_findings(tokens: NextTokens, facts: Facts | None) -> list[Finding]:
     """Of next tokens, then of facts."""
-    return [*_next_tokens(tokens), *(_facts(facts) if facts is not None else [])]
+    found = [*_next_tokens(tokens), *(_facts(facts) if facts is not None else [])]
+    return holm_over(found, lambda f: f.name in (f"{NEXT}/best", f"{FACTS}/best") and f.control is not None)
 
 
 def _next_tokens(tokens: NextTokens) -> list[Finding]:
@@ -54,10 +55,13 @@ def _facts(facts: Facts) -> list[Finding]:
     for which, label in KNOWN.items():
         items = facts.group(which)
         if items:
-            found += _some(f"{FACTS}/{which}", held, facts, items, f"{about[0]}: {label}")
+            family = "both groups of facts and both controls"
+            found += _some(f"{FACTS}/{which}", held, facts, items, about=f"{about[0]}: {label}", family=family)
+    groups = [f"{FACTS}/{which}" for which in KNOWN]
+    found = holm_over(found, lambda f: f.name in groups and f.control is not None)
     names = [f"{FACTS}/{ran.case.name}" for ran in facts.ran]
     for name, at in zip(names, facts.slices, strict=True):
-        found += _some(name, held, facts, range(at.start, at.stop), about[0])
+        found += _some(name, held, facts, range(at.start, at.stop), about=about[0], family="the relations")
     for control in ("shuffled", FREQUENT):
         found = holm_over(found, lambda f, control=control: f.name in names and f.control == control)  # type: ignore[misc]
     for kind in LINEAR:
@@ -67,8 +71,11 @@ def _facts(facts: Facts) -> list[Finding]:
     return found + _best(FACTS, facts.placed, facts.among(), seed)
 
 
-def _some(name: str, held: HeldOut, facts: Facts, items: Sequence[int], about: str) -> list[Finding]:
-    """The held-out hits of some items, beside other subjects' states and always the same answer."""
+def _some(name: str, held: HeldOut, facts: Facts, items: Sequence[int], *, about: str, family: str) -> list[Finding]:
+    """The held-out hits of some items, beside other subjects' states and always the same answer.
+
+    `family` says over what their p will be corrected.
+    """
     seed, some, subjects = facts.design.setup.seed, held.only(items), [facts.subjects[k] for k in items]
     rate = mean_interval(some.own, subjects, seed=seed, bounds=HIT)
     found = [Finding.of(name, rate, f"{about}, at a (kind, ℓ, ℓ*) chosen on other subjects")]
@@ -76,7 +83,8 @@ def _some(name: str, held: HeldOut, facts: Facts, items: Sequence[int], about: s
         left = some.own - some.beside[control]
         interval = mean_interval(left, subjects, seed=seed, bounds=DIFFERENCE, own=some.own)
         p = sign_flip(left, subjects, seed=seed).p
-        found.append(Finding.of(name, interval, f"{about}, minus that with {control}", control=control, p=p))
+        said = f"{about}, minus that with {control}; p: Holm over {family}"
+        found.append(Finding.of(name, interval, said, control=control, p=p))
     return found
 
 
@@ -89,7 +97,7 @@ def _best(name: str, placed: Placed, among: Sequence[int], seed: int) -> list[Fi
         Finding.of(
             f"{name}/best",
             mean_interval(own - shuffled, placed.subjects, seed=seed, bounds=DIFFERENCE, own=own),
-            f"{about}, minus the same best with shuffled states",
+            f"{about}, minus the same best with shuffled states; p: Holm over all best-ofs",
             control="shuffled",
             p=sign_flip(own - shuffled, placed.subjects, seed=seed).p,
         ),

@@ -94,6 +94,10 @@ class Item:
         """The same with a thought before or behind it."""
         return {"cot-before": f"{COT} {self.text}", "cot-after": f"{self.query.text}. {COT}"}
 
+    def as_text(self, name: str) -> str:
+        """The text of one of TEXTS, or of that with "-long" behind it."""
+        return self.thinking.get(name, self.text)
+
     @property
     def first_text(self) -> str:
         """π1 as a text of its own, which ends with the subject."""

@@ -26,7 +26,10 @@ def all_findings(outcome: Outcome) -> list[Finding]:
         found += _gains(outcome, method)
         found += _repaired(outcome, method)
         found += _prior(outcome, method)
-    return holm_over(found, lambda f: f.name.startswith("gain/"))
+    found = holm_over(found, lambda f: f.name.startswith("gain/"))
+    for over_methods in ("exists/", "repaired/"):
+        found = holm_over(found, lambda f, of=over_methods: f.name.startswith(of) and f.control is not None)  # type: ignore[misc]
+    return found
 
 
 def _said(name: str) -> str:
@@ -54,7 +57,7 @@ def _exists(outcome: Outcome, method: Method) -> list[Finding]:
     rate = _rate(outcome, f"exists/{method.name}", own, f"share that some of {n} (ℓ, ℓ*) answers (the paper's score)")
     left = _difference(outcome, own - shuffled, own)
     p = sign_flip(own - shuffled, outcome.queries.subjects, seed=outcome.seed).p
-    about = "the paper's score minus the same best-of with other queries' states"
+    about = "the paper's score minus the same best-of with other queries' states; p: Holm over both methods"
     return [rate, Finding.of(rate.name, left, about, control="shuffled", p=p)]
 
 
@@ -82,9 +85,10 @@ def _repaired(outcome: Outcome, method: Method) -> list[Finding]:
     left = mean_interval(own - shuffled, subjects, seed=outcome.seed, bounds=DIFFERENCE, own=own)
     p = sign_flip(own - shuffled, subjects, seed=outcome.seed).p
     name = f"repaired/{method.name}"
+    about = f"share answered, minus that with shuffled, {where}; p: Holm over both methods"
     return [
         Finding.of(name, rate, f"share answered {where}"),
-        Finding.of(name, left, f"share answered, minus that with shuffled, {where}", control="shuffled", p=p),
+        Finding.of(name, left, about, control="shuffled", p=p),
     ]
 
 

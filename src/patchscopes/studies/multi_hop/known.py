@@ -1,7 +1,7 @@
 """The filter: a query is run only if the model itself gives both hops from text, and enough of its type are."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from patchscopes.analysis.matching import fold, matches
 from patchscopes.data import Exclusion
@@ -10,46 +10,70 @@ from patchscopes.rng import philox
 from patchscopes.studies.multi_hop.design import ENDINGS, FEWEST, Design, Item
 
 FIRST, SECOND = "the model does not give the first hop from text", "the model does not give the second hop from text"
-Texts = Mapping[str, str]  # what the model goes on with, by the text that it is given
+NOT_RUN = "the text could not be run"
 
 
-def said(results: Iterable[Results]) -> dict[str, str]:
-    """What the model goes on with, by text; one that could not be run is not among them."""
-    return {
-        row.prompt: row.text or ""
-        for part in results
-        for row in part
-        if row.control == "unpatched" and row.prompt is not None and row.status == "ok"
-    }
+@dataclass(frozen=True)
+class Said:
+    """What the model goes on with, by the text that it is given; why there is nothing, by the text that failed."""
+
+    texts: Mapping[str, str]
+    failed: Mapping[str, str]
+
+    @classmethod
+    def of(cls, results: Iterable[Results]) -> "Said":
+        """Of the rows of texts that nothing is written into."""
+        texts: dict[str, str] = {}
+        failed: dict[str, str] = {}
+        for row in (row for part in results for row in part if row.control == "unpatched"):
+            assert row.prompt is not None
+            if row.status == "ok":
+                texts[row.prompt] = row.text or ""
+            else:
+                failed[row.prompt] = (row.reason or NOT_RUN).splitlines()[0]
+        return cls(texts, failed)
+
+    def gives(self, text: str, answers: Sequence[str]) -> bool:
+        """Whether the model goes on from `text` with one of `answers`."""
+        return text in self.texts and matches(self.texts[text], answers)
+
+    def without(self, texts: Iterable[str]) -> str:
+        """Why the first of `texts` that has no result has none; "" where all have: silence is no wrong answer."""
+        return next((self.failed.get(text, NOT_RUN) for text in texts if text not in self.texts), "")
 
 
-def ending_of(items: Sequence[Item], texts: Texts) -> str:
+def ending_of(items: Sequence[Item], said: Said) -> str:
     """The ending after which the model gives the most second hops; the first of equals."""
-    return max(ENDINGS, key=lambda ending: sum(_gives_second(item, ending, texts) for item in items))
+    return max(
+        ENDINGS,
+        key=lambda ending: sum(said.gives(item.second_text + ending, item.query.answers) for item in items),
+    )
 
 
-def _gives_second(item: Item, ending: str, texts: Texts) -> bool:
-    return matches(texts.get(item.second_text + ending, ""), item.query.answers)
+def _unknown(item: Item, ending: str, said: Said) -> str:
+    """Why a query is not known; "" where both hops are.
+
+    The first is where the bridge is given after some ending: what is read is the state before any.
+    """
+    first, second = [item.first_text + some for some in ENDINGS], item.second_text + ending
+    if not any(said.gives(text, item.query.bridges) for text in first):
+        return said.without(first) or FIRST
+    if not said.gives(second, item.query.answers):
+        return said.without([second]) or SECOND
+    return ""
 
 
-def _gives_first(item: Item, texts: Texts) -> bool:
-    """Whether the bridge is given after some ending: what is read is the state before any."""
-    return any(matches(texts.get(item.first_text + ending, ""), item.query.bridges) for ending in ENDINGS)
-
-
-def known_items(design: Design, items: Sequence[Item], texts: Texts) -> tuple[list[Item], list[Exclusion]]:
+def known_items(design: Design, items: Sequence[Item], said: Said) -> tuple[list[Item], list[Exclusion]]:
     """Queries whose hops are both known, dealt evenly over the types, with their ending; what is left out, and why.
 
-    `texts` is what the model says of each hop with each ending.
+    `said` is what the model says of each hop with each ending.
     """
-    ending = ending_of(items, texts)
+    ending = ending_of(items, said)
     known: dict[str, list[Item]] = {}
     excluded: list[Exclusion] = []
     for item in items:
-        if not _gives_first(item, texts):
-            excluded.append(_left(item, FIRST))
-        elif not _gives_second(item, ending, texts):
-            excluded.append(_left(item, SECOND))
+        if reason := _unknown(item, ending, said):
+            excluded.append(_left(item, reason))
         else:
             known.setdefault(item.type, []).append(replace(item, ending=ending))
     kept, left = _run_of(design, known)

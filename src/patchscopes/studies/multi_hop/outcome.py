@@ -59,12 +59,12 @@ class Queries:
         return folds_of(self.subjects, N_FOLDS, seed=self.design.setup.seed)
 
     def hits(self, texts: Mapping[str, str], name: str) -> Floats:
-        """Whether the model answers the query, as it is or with a thought: `texts` is what it goes on with (item)."""
-        found = []
-        for k in self.items:
-            item = self.all[k]
-            found.append(matches(texts.get(item.thinking.get(name, item.text), ""), item.query.answers))
-        return np.array(found, dtype=float)
+        """Whether the model answers the query, as it is or with a thought (item).
+
+        `texts` is what it goes on with, from the text of every one of `items`: one without a result is no wrong answer.
+        """
+        some = [self.all[k] for k in self.items]
+        return np.array([matches(texts[item.as_text(name)], item.query.answers) for item in some], dtype=float)
 
 
 @dataclass(frozen=True)

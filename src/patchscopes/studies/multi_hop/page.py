@@ -76,10 +76,11 @@ def page(
         certainty=(
             "Intervals are 95 %, bootstrapped over bridges: queries that pass through the same country or company are "
             "one subject, since the same knowledge answers them. p of paired comparisons are of sign flips of whole "
-            f"bridges, with Holm's correction: over the controls of a method, over all gains. “Shuffled” is the mean "
-            f"over {DRAWS} other queries of the same type, whatever their answers: where many share an answer, it hits "
-            "too. Where a query ends with π1, back-patching does not read free of it: the last token, from where the "
-            "text goes on, is masked for what follows and still reads itself."
+            "bridges, with Holm's correction: over the controls of a method, over all gains, and over both methods "
+            "where the paper's score, or what is answered of the queries that fail as text, stands beside shuffled. "
+            f"“Shuffled” is the mean over {DRAWS} other queries of the same type, whatever their answers: where many "
+            "share an answer, it hits too. Where a query ends with π1, back-patching does not read free of it: the "
+            "last token, from where the text goes on, is masked for what follows and still reads itself."
         ),
         left_out=left_out,
     )

@@ -2,7 +2,7 @@
 
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Unpack
 
@@ -13,13 +13,14 @@ from patchscopes.errors import DataError
 from patchscopes.models import Model
 from patchscopes.studies.multi_hop.design import ENDINGS, FEWEST, METHODS, N_FOLDS, Design, Item, items_of
 from patchscopes.studies.multi_hop.findings import all_findings
-from patchscopes.studies.multi_hop.known import if_all_known, known_items, said
+from patchscopes.studies.multi_hop.known import Said, if_all_known, known_items
 from patchscopes.studies.multi_hop.outcome import Method, Outcome, Queries, table_of
 from patchscopes.studies.multi_hop.page import figures, page
 from patchscopes.studies.multi_hop.tables import grid_table, query_table, region_table, type_table
 from patchscopes.studies.multi_hop.walkthrough import walkthrough
 from patchscopes.studies.report import Finding, Report, findings_table, left_out, provenance_of
 from patchscopes.studies.setup import Setup, Stage, StudyOptions
+from patchscopes.studies.texts import Table
 
 NAME = "multi-hop"
 LESS = "less by the queries whose hops the model does not know, and where folds choose one placement"
@@ -39,7 +40,7 @@ def run(model: Model, **options: Unpack[StudyOptions]) -> Report:
     most = if_all_known(design, items)
     _check("there are", data, most, excluded)
     setup.announce([*_hops(design, items), *_most(design, most)], less=LESS)
-    kept, unknown = known_items(design, items, said(setup.run(stage) for stage in _hops(design, items)))
+    kept, unknown = known_items(design, items, Said.of(setup.run(stage) for stage in _hops(design, items)))
     excluded = [*data.excluded, *excluded, *unknown]
     _check(f"{model.id} knows both hops of", data, kept, excluded)
     outcome, lost = _outcome(design, kept)
@@ -94,18 +95,34 @@ def _outcome(design: Design, kept: Sequence[Item]) -> tuple[Outcome, list[Exclus
     """Run the texts and both grids, then the other controls at the placements that folds chose."""
     setup, all_items = design.setup, tuple(kept)
     stages = _texts(design, all_items)
-    texts = {name: said([setup.run(stage)]) for name, stage in stages.items()}
+    said = {name: Said.of([setup.run(stage)]) for name, stage in stages.items()}
     tables = {name: table_of(design, name, all_items, setup.run(design.grid(name, all_items))) for name in METHODS}
-    lost = {item: reason for table in tables.values() for item, reason in table.missing.items()}
+    lost = _lost(all_items, said, list(tables.values()))
+    excluded = [Exclusion(all_items[k].name, reason, "query") for k, reason in lost.items()]
     queries = Queries(design, all_items, tuple(k for k in range(len(all_items)) if k not in lost))
+    if len(set(queries.subjects)) < N_FOLDS:
+        raise DataError(
+            f"of {len(all_items)} queries that are run, {len(queries.items)} over {len(set(queries.subjects))} bridges "
+            f"have all of their results; {N_FOLDS} bridges are needed. What was lost: {dict(Counter(lost.values()))}."
+        )
     methods = {}
     for name, table in tables.items():
         bare = Method(name, queries, table, {})
         chosen = {place: setup.run(design.chosen(name, all_items, place)) for place in bare.placements}
         methods[name] = Method(name, queries, table, chosen)
-    hits = {name: queries.hits(found, name) for name, found in texts.items()}
-    excluded = [Exclusion(all_items[k].name, reason.splitlines()[0], "query") for k, reason in lost.items()]
+    hits = {name: queries.hits(found.texts, name) for name, found in said.items()}
     return Outcome(queries, methods, hits), excluded
+
+
+def _lost(items: Sequence[Item], said: Mapping[str, Said], tables: Sequence[Table]) -> dict[int, str]:
+    """Why queries have not all of their results, of the texts and of both methods, by number."""
+    lost: dict[int, str] = {}
+    for k, item in enumerate(items):
+        reasons = [found.without([item.as_text(name)]) for name, found in said.items()]
+        reasons += [table.missing[k].splitlines()[0] for table in tables if k in table.missing]
+        if reason := next(filter(None, reasons), ""):
+            lost[k] = reason
+    return lost
 
 
 def _report(outcome: Outcome, data: DataSet[Composition], excluded: Sequence[Exclusion], began: float) -> Report:

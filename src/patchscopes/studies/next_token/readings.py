@@ -233,8 +233,12 @@ class _Reader:
         return {control: sourceless.get(control, places) for control in CONTROLS}
 
     def _says_next(self, item: int, row: Row) -> float:
-        """Whether a row without a source says what the source of a controlled place says."""
-        return float(row.text == self._next[self._design.controlled[item]])
+        """Whether a row without a source says what the source of a controlled place says, token by token as cells do.
+
+        Different tokens can have one text: of halves of a character it is the same replacement character.
+        """
+        assert row.token_ids is not None
+        return float(row.token_ids[0] == self._next_ids[self._design.controlled[item]])
 
     def _surprisals(self, items: Sequence[int], rates: Sequence[Mapping[int, float]]) -> Floats:
         """How unlikely the next token of each controlled place is at each of `rates`."""
