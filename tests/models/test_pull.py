@@ -15,8 +15,7 @@ from typing import Any
 import pytest
 
 from patchscopes.errors import ModelFilesError, OutputError, PullError, UnknownModelError
-from patchscopes.models import folders
-from patchscopes.models import LoadOptions, load_by_name
+from patchscopes.models import LoadOptions, folders, load_by_name
 from patchscopes.models.pull import is_pulled, manifest_of, model_folder, pull, pulled_weights, verify_files
 from patchscopes.models.registry import RegistryEntry
 from patchscopes.settings import Settings
