@@ -125,7 +125,10 @@ def test_help_lists_every_study_with_what_it_asks() -> None:
 def test_a_target_model_is_loaded_and_is_for_studies_across_models(
     long_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    across = ["--model", str(long_folder), "--target-model", str(long_folder), "--out", str(tmp_path / "out")]
+    other = tmp_path / "other"
+    long_hf(3, seed=8).save_pretrained(other)
+    families.tiny_tokenizer().save_pretrained(other)
+    across = ["--model", str(long_folder), "--target-model", str(other), "--out", str(tmp_path / "out")]
     within = run(["study", "entity-resolution", *across], capsys)
     assert (within.code, within.out) == (2, "")
     assert "reads and writes within one model; target_model" in within.err
@@ -133,4 +136,7 @@ def test_a_target_model_is_loaded_and_is_for_studies_across_models(
     short = run(["study", "cross-model", *across, "--data", str(tmp_path / "short.txt")], capsys)
     assert (short.code, short.out) == (2, "")
     assert "1 passages in 1 sections cannot be split" in short.err
+    same = run(["study", "cross-model", *across[:3], str(long_folder), *across[4:]], capsys)
+    assert (same.code, same.out) == (2, "")
+    assert f"another model, and {long_folder} is the same: both have the weights sha256:" in same.err
     assert not (tmp_path / "out").exists()

@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 
 from patchscopes.errors import ModelFilesError, OutputError, PullError, UnknownModelError
-from patchscopes.models import folders
-from patchscopes.models.pull import is_pulled, manifest_of, model_folder, pull, verify_files
+from patchscopes.models import LoadOptions, folders, load_by_name
+from patchscopes.models.pull import is_pulled, manifest_of, model_folder, pull, pulled_weights, verify_files
 from patchscopes.models.registry import RegistryEntry
 from patchscopes.settings import Settings
 from tiny_gguf import Tiny, write_gguf, write_registry_model
@@ -128,10 +128,12 @@ def test_a_pull_makes_the_complete_folder(
     monkeypatch.setattr(MODULE, "REGISTRY", {"tiny": entry})
     told: list[str] = []
     assert not is_pulled("tiny", settings)
+    assert pulled_weights("tiny", settings) is None
     folder = pull("tiny", settings, notify=told.append)
     assert folder == settings.home / "models" / "tiny"
     assert {path.name for path in folder.iterdir()} == FILES
     assert is_pulled("tiny", settings)
+    assert pulled_weights("tiny", settings) == load_by_name(str(folder), LoadOptions(), settings).fingerprint
     verify_files(folder)
     assert not any((settings.home / "tmp").iterdir())
     assert entry.terms in told

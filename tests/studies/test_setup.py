@@ -1,7 +1,8 @@
 """How a study is run: its options, its runner, what it keeps, and what it says before it starts."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import replace
 from inspect import unwrap
 from pathlib import Path
@@ -16,9 +17,10 @@ from patchscopes.mappings import Mapping, Mappings, Side, Transfer
 from patchscopes.models import Model
 from patchscopes.plan import Plan
 from patchscopes.reference import Reference
+from patchscopes.settings import Settings
 from patchscopes.spec import InspectionPrompt, Result, Source, Sweep
 from patchscopes.studies import STUDIES, find_study, setup
-from patchscopes.studies.cross_model import usual_target
+from patchscopes.studies.cross_model import study, usual_target
 from patchscopes.studies.setup import Setup, Stage, StudyOptions
 from study_cases import SPEED
 
@@ -74,10 +76,62 @@ def test_options_are_taken_as_given_and_paths_become_paths(llama: Model, tmp_pat
     assert Setup.of(llama, {}).decoding(7).eos_ids == tuple(sorted(llama.eos_ids))
 
 
-def test_the_usual_target_is_the_other_model_of_the_registry() -> None:
-    assert usual_target("smollm2-135m") == "gemma3-270m"
-    assert usual_target("gemma3-270m") == "smollm2-135m"
-    assert usual_target("a/folder") == "smollm2-135m"
+def called(model: Model, name: str) -> Model:
+    """The same, asked for by another name."""
+    other = copy(model)
+    other.id = name
+    return other
+
+
+@pytest.mark.parametrize(
+    ("name", "target"),
+    {
+        "smollm2-135m": "gemma3-270m",
+        "./smollm2-135m/": "gemma3-270m",
+        "HuggingFaceTB/SmolLM2-135M": "gemma3-270m",
+        "/models/SmolLM2-135M-Instruct.Q4_1.gguf": "gemma3-270m",
+        "gemma3-270m": "smollm2-135m",
+        "google/gemma-3-270m": "smollm2-135m",
+        "a/folder": "smollm2-135m",
+    }.items(),
+)
+def test_the_usual_target_is_a_model_of_the_registry_that_the_source_is_not(
+    llama: Model, tmp_path: Path, name: str, target: str
+) -> None:
+    assert usual_target(called(llama, name), Settings(tmp_path)) == target
+
+
+def test_the_usual_target_has_not_the_weights_of_the_source(
+    llama: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights = {"smollm2-135m": llama.fingerprint}
+    monkeypatch.setattr(study, "pulled_weights", lambda name, _: weights.get(name))
+    assert usual_target(called(llama, "a/folder"), Settings(tmp_path)) == "gemma3-270m"
+    with pytest.raises(OptionError, match=r"each of smollm2-135m, gemma3-270m is gemma3-270m/, by name or by weights"):
+        usual_target(called(llama, "gemma3-270m/"), Settings(tmp_path))
+
+
+def test_a_target_of_the_same_weights_is_refused(llama: Model, tiny: Callable[[str], Model]) -> None:
+    same = (
+        rf"states of a/source into another model, and b/target is the same: both have the weights {llama.fingerprint}"
+    )
+    with pytest.raises(OptionError, match=same):
+        Setup.across(called(llama, "a/source"), {"target_model": called(llama, "b/target")})
+    other = tiny("qwen3")
+    assert Setup.across(llama, {"target_model": other}).target is other
+
+
+def test_memory_is_that_of_the_device_that_is_written_on(
+    llama: Model, tiny: Callable[[str], Model], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where two models are on two devices, the second runs the prompts and keeps keys and values."""
+    other = tiny("qwen3")
+    devices = {llama: torch.device("cpu"), other: torch.device("meta")}
+    monkeypatch.setattr(Model, "device", property(devices.__getitem__))
+    free = {torch.device("cpu"): 2**20, torch.device("meta"): 2**30}
+    monkeypatch.setattr(setup, "default_memory_bytes", free.__getitem__)
+    assert Setup.of(llama, {}).budget().memory_bytes == 2**20
+    assert Setup.across(llama, {"target_model": other}).budget().memory_bytes == 2**30
 
 
 def test_a_stage_is_kept_and_its_second_run_runs_no_cell(llama: Model, tmp_path: Path) -> None:

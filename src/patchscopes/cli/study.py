@@ -11,7 +11,9 @@ if TYPE_CHECKING:
     from patchscopes.spec import Row
 
 
-TARGET_HELP = "cross-model: what states are written into, named as --model.  [default: the other registry model]"
+TARGET_HELP = (
+    "cross-model: what states are written into, named as --model.  [default: a registry model that --model is not]"
+)
 
 
 @click.command("study")
@@ -57,18 +59,19 @@ def study_command(
     from patchscopes.studies import find_study
 
     study = find_study(name)
-    if target_model is None and hasattr(study, "usual_target"):
-        target_model = str(study.usual_target(model_name))
-        _tell(f"no --target-model is given: states go from {model_name} to {target_model}")
     from pathlib import Path
 
     from patchscopes import api
+    from patchscopes.settings import Settings
     from patchscopes.sizes import parse_bytes
 
+    model = api.load(model_name, dtype=dtype, device=device, notify=_tell)
+    if target_model is None and hasattr(study, "usual_target"):
+        target_model = str(study.usual_target(model, Settings.from_env()))
+        _tell(f"no --target-model is given: states go from {model_name} to {target_model}")
     names = [Path(given).name for given in (model_name, target_model) if given]
     parts = [name, *names, "" if data is None else Path(data).stem, "quick" if quick else ""]
     folder = Path(out) if out is not None else Path("patchscopes-studies") / "-".join(filter(None, parts))
-    model = api.load(model_name, dtype=dtype, device=device, notify=_tell)
     target = None if target_model is None else api.load(target_model, dtype=dtype, device=device, notify=_tell)
     try:
         report = study.run(

