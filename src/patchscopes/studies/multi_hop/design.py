@@ -65,7 +65,7 @@ QUICK = Scale(
     sources=(0.23, 0.5, 0.9),
     targets=(0.0, 0.13, 0.37),
     n_asked=25,
-    n_queries=48,
+    n_queries=36,
     max_new_tokens=8,
     long=30,
 )
