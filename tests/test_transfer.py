@@ -206,6 +206,14 @@ def test_a_mapping_within_one_model_leaves_self_alone() -> None:
     assert {row.text for row in found if row.control} == {found.controls[0].text}
 
 
+def test_a_table_says_that_zero_is_what_the_mapping_makes_of_it() -> None:
+    model = tiny_model("llama")
+    for mapping, said in ((planted(model, model), "zero: what the mapping makes"), (None, "zero: the zero vector")):
+        found = ps.inspect(model, TEXTS[0], prompt=PROMPT, mapping=mapping, controls=("zero",), max_new_tokens=2,
+                           **LAYERS)  # fmt: skip # type: ignore[arg-type]
+        assert said in " ".join(str(found).split())
+
+
 # -------------------------------------------------------------------------------------------------- the next token of M
 
 

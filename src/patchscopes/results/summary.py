@@ -142,7 +142,9 @@ def legend(results: Record) -> str:
     if any(row.top is None and "\n" in (row.text or "") for row in results):
         parts.append("⏎: a line break")
     names = dict.fromkeys(row.control for row in results if row.control in CONTROLS)
-    parts += [f"{name}: {CONTROLS[name]}" for name in names if name is not None]
+    mapped = any(row.control == "zero" and row.mapping is not None for row in results)
+    said = {**CONTROLS, "zero": "what the mapping makes of the zero vector: its bias"} if mapped else CONTROLS
+    parts += [f"{name}: {said[name]}" for name in names if name is not None]
     return " · ".join(parts)
 
 
