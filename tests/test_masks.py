@@ -267,3 +267,16 @@ def test_a_place_that_sees_itself_alone_is_a_sink(llama: Model) -> None:
         with pytest.warns(PatchscopesWarning, match="all before it is masked") if flagged else nullcontext():
             (row,) = ps.inspect(llama, "go to Spain", prompt=one, source_layers=1, controls=(), max_new_tokens=2)
         assert ("target-sink" in row.flags) is flagged
+
+
+def test_prompts_that_rows_could_not_tell_apart_are_refused(llama: Model) -> None:
+    prompt = InspectionPrompt("the capital of Spain is", at="of")
+    asked = {"source_layers": 1, "controls": (), "max_new_tokens": 2}
+    with pytest.raises(OptionError, match=r"both called .*mask: None and 'Spain'.*name="):
+        ps.inspect(llama, "go to Wales", prompt=[prompt, replace(prompt, mask="Spain")], **asked)  # type: ignore[arg-type]
+    sources = ["go to Wales", Source("go to Spain", prompt=replace(prompt, at="capital"))]
+    with pytest.raises(OptionError, match="both called"):
+        ps.inspect(llama, sources, prompt=prompt, **asked)  # type: ignore[arg-type]
+    named = replace(prompt, mask="Spain", name="without Spain")
+    found = ps.inspect(llama, "go to Wales", prompt=[prompt, named], **asked)  # type: ignore[arg-type]
+    assert [row.prompt for row in found] == ["the capital of Spain is", "without Spain"]

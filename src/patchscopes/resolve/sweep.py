@@ -1,10 +1,11 @@
 """The resolution itself: a Sweep and a Model → Requests in the order of Results, and what to warn of."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
 
 from patchscopes.errors import (
     ContextLengthError,
+    OptionError,
     PatchscopesError,
     PlaceholderError,
     PositionError,
@@ -43,6 +44,7 @@ def resolve(model: Model | Transfer, sweep: Sweep) -> Resolved:
     made = {one.prompt: one for one in shared}
     own: dict[int, Target] = {}
     by_source = [_points(transfer, sweep, index, own, made) for index in range(len(sweep.sources))]
+    _check_labels(made)
     failures = {index: found for index, found in enumerate(by_source) if isinstance(found, PatchscopesError)}
     if len(failures) == len(by_source):
         raise _all_failed(list(failures.values()))
@@ -60,6 +62,20 @@ def resolve(model: Model | Transfer, sweep: Sweep) -> Resolved:
     if sweep.readout.kind == "candidates":
         requests = [scored for request in requests for scored in with_candidates(request)]
     return Resolved(tuple(requests), tuple(_warnings(grid, requests)))
+
+
+def _check_labels(prompts: Iterable[InspectionPrompt]) -> None:
+    """Raise where rows could not tell two inspection prompts apart."""
+    named: dict[str, InspectionPrompt] = {}
+    for prompt in prompts:
+        other = named.setdefault(prompt.label, prompt)
+        if other != prompt:
+            ours, theirs = asdict(prompt), asdict(other)
+            apart = "; ".join(f"{key}: {theirs[key]!r} and {ours[key]!r}" for key in ours if ours[key] != theirs[key])
+            raise OptionError(
+                f"two inspection prompts are both called {prompt.label!r}, and differ ({apart}): rows could not tell "
+                "them apart; give each a name of its own, InspectionPrompt(…, name=…)."
+            )
 
 
 def _failed(sweep: Sweep, index: int, reason: str) -> Request:
