@@ -30,13 +30,13 @@ def test_sources_are_texts(llama: Model) -> None:
 WRONG_TYPES = """
 from conftest import tiny_model
 from patchscopes import InspectionPrompt, Source, inspect
-from patchscopes.errors import OptionError
+from patchscopes.errors import SpecError
 
 def told(source=None, **options):
     given = [Source("go to Spain", **source)] if source else "go to Spain"
     try:
         print(len(inspect(tiny_model("llama"), given, **{"prompt": "x of {}", **options})), "rows")
-    except OptionError as error:
+    except SpecError as error:
         print(error)
 
 told({"prompt": 5})

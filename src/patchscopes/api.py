@@ -4,7 +4,8 @@ import inspect as pyinspect
 import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
+from functools import partial
 from os import PathLike
 from pathlib import Path
 from types import MappingProxyType
@@ -25,7 +26,6 @@ from patchscopes.results import Results
 from patchscopes.run import Inspection, collector_paused
 from patchscopes.selfcheck import check_model, require
 from patchscopes.settings import Settings
-from patchscopes.sources import prompt_faults
 from patchscopes.spec import Bos, Decoding, InspectionPrompt, Readout, ReadoutKind, Row, Source, Sweep
 
 DEFAULT_CONTROLS = ("unpatched", "random-state")
@@ -195,7 +195,7 @@ def prepare(
     transfer = _transfer(model, target_model, mapping)
     answers = tuple(candidate.strip() for candidate in _strings(candidates))
     _check_words(placeholder=placeholder, source_mask=source_mask, target_mask=target_mask)
-    as_prompt = _prompts(placeholder, target_at, target_mask)
+    as_prompt = partial(find_prompt, placeholder=placeholder, at=target_at, mask=target_mask)
     given = tuple(_source(text, as_prompt) for text in _several(sources))
     readout = readout or ("candidates" if answers or any(source.candidates for source in given) else "text")
     _check_choices(readout=(readout, get_args(ReadoutKind)), runner=(runner, RUNNERS), bos=(bos, BOS_CHOICES))
@@ -281,21 +281,6 @@ def _several(value: Any) -> list[Any]:
     if not isinstance(value, Iterable) or isinstance(value, Mapping):
         raise OptionError(f"a text or a sequence of texts is needed, not a {type(value).__name__}: {value!r}.")
     return list(value)
-
-
-def _prompts(
-    placeholder: str | None, at: str | int | None, mask: str | None
-) -> Callable[[str | InspectionPrompt], InspectionPrompt]:
-    """How the call finds inspection prompts, its own and those of its sources alike."""
-
-    def find(value: str | InspectionPrompt) -> InspectionPrompt:
-        if isinstance(value, InspectionPrompt):
-            faults = prompt_faults({field.name: getattr(value, field.name) for field in fields(value)})
-            if faults:
-                raise OptionError(f"the inspection prompt {value.text!r} cannot be used: {faults}.")
-        return find_prompt(value, placeholder=placeholder, at=at, mask=mask)
-
-    return find
 
 
 def _source(value: str | Source, as_prompt: Callable[[str | InspectionPrompt], InspectionPrompt]) -> Source:

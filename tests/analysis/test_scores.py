@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from patchscopes import errors
-from patchscopes.analysis.scores import control_adjusted, majority, rouge_l
+from patchscopes.analysis.scores import control_adjusted, majority, majority_of_others, rouge_l
 
 
 def test_rouge_l_by_hand() -> None:
@@ -33,6 +33,16 @@ def test_donors_without_a_draw_axis_are_refused() -> None:
 
 def test_the_majority_answer() -> None:
     assert majority(["red", "green", "red", "yellow"]) == ("red", 0.5)
-    assert majority(["green", "red"]) == ("green", 0.5)
+    assert majority(["green", "red"]) == majority(["red", "green"]) == ("green", 0.5)
     with pytest.raises(errors.OptionError, match="no answer"):
         majority([])
+
+
+def test_the_most_frequent_answer_is_that_of_the_other_folds() -> None:
+    answers = ["a", "a", "b", "b", "b", "c"]
+    accepted = [frozenset(answer) for answer in answers]
+    folds = [0, 1, 0, 0, 1, 1]
+    # Fold 0 is told "a" (of a, b, c; the first of equals), fold 1 "b" (of a, b, b).
+    assert majority_of_others(answers, accepted, folds).tolist() == [1, 0, 0, 0, 1, 0]
+    assert majority_of_others(answers, [{"a", "b"}] * 6, folds).tolist() == [1] * 6, "an alias counts"
+    assert majority_of_others(answers, accepted, [0] * 6).tolist() == [0] * 6, "there are no others"

@@ -6,7 +6,7 @@ import pytest
 from patchscopes import errors
 from patchscopes.analysis.intervals import mean_interval
 from patchscopes.analysis.scores import control_adjusted
-from patchscopes.analysis.selection import best_of, choose, folds_of
+from patchscopes.analysis.selection import Chosen, best_of, choose, folds_of
 
 
 def test_the_best_of_many_is_inflated_and_the_chosen_one_is_not() -> None:
@@ -24,6 +24,11 @@ def test_the_best_of_many_is_inflated_and_the_chosen_one_is_not() -> None:
     assert held_out.mean() == pytest.approx(0.1, abs=0.05)
     on_its_own_items = own.mean(axis=0).max()
     assert on_its_own_items > 0.13, "even one placement for all, chosen on the items it is scored on, looks better"
+
+
+def test_the_placements_that_folds_chose_come_by_how_many_items_they_are_for() -> None:
+    chosen = Chosen(np.array([4, 2, 2, 0, 4, 2]), (4, 2, 0))
+    assert chosen.most_frequent == [2, 4, 0]
 
 
 def test_a_good_placement_is_found_without_the_items_that_it_is_scored_on() -> None:

@@ -73,7 +73,7 @@ def test_what_is_hashed_must_be_a_plain_number(llama: Model, value: object) -> N
         (Source("cat cat", at="cat"), "'cat' occurs twice"),
         (Source("hello", at=1), "position 1 is out of range"),
         (Source("hello", at="re:("), "is no regular expression"),
-        ("x" * 129, "source 1 has 129 tokens .* beyond the model's context"),
+        ("x" * 129, "source 1 has 129 tokens, beyond the model's context"),
     ],
 )
 def test_one_bad_source_among_good_ones_is_a_failed_request_in_its_place(

@@ -38,7 +38,6 @@ from patchscopes.studies.cross_model import design, maps, study
 from patchscopes.studies.cross_model.facts import cases_of
 from patchscopes.studies.cross_model.names import IN_PROSE, asked_names, names_in, sentences
 from patchscopes.studies.cross_model.openings import AGAIN, FIRST, LAST, Texts, deal
-from patchscopes.studies.cross_model.placed import majority
 from patchscopes.studies.cross_model.tokens import ENDS, PIECE, SEVERAL, Vocabulary, akin, incomparable, same
 from patchscopes.studies.headline import NEEDED
 from patchscopes.studies.report import Report
@@ -420,15 +419,6 @@ def test_an_opening_is_taken_once(tmp_path: Path) -> None:
     assert len({opening.text for opening in texts.openings}) == len(texts.openings) <= LAST - FIRST + 1
     n_compared = 100 - len(texts.fit) - len(texts.held_out)
     assert sum(e.reason == AGAIN for e in texts.excluded) == n_compared - len(texts.openings) > 20
-
-
-def test_the_most_frequent_answer_is_that_of_the_other_folds() -> None:
-    answers = ["a", "a", "b", "b", "b", "c"]
-    right = [frozenset(answer) for answer in answers]
-    folds = np.array([0, 1, 0, 0, 1, 1])
-    # Fold 0 is told "a" (of a, b, c; the first of equals), fold 1 "b" (of a, b, b).
-    assert majority(answers, right, folds).tolist() == [1, 0, 0, 0, 1, 0]
-    assert majority(answers, right, np.zeros(6, dtype=int)).tolist() == [0] * 6, "there are no others"
 
 
 @pytest.mark.parametrize("kind", ["gemma", "llama-2", "metaspace"])

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from patchscopes.analysis.scores import majority
 from patchscopes.errors import OptionError
 
 Floats = NDArray[np.float64]
@@ -107,7 +108,7 @@ def probe(states: ArrayLike, labels: Labels, *, seed: int) -> Probe:
     for k in range(labels.n_folds):
         test, train = np.flatnonzero(fold == k), np.flatnonzero(fold != k)
         found["possible"][test] = possible = labels.occurs(test, y[train])
-        found["majority"][test] = labels.right(test, [_most_frequent(y[train])] * len(test))
+        found["majority"][test] = labels.right(test, [majority(y[train].tolist())[0]] * len(test))
         strength, score = 1.0, 0.0
         if possible.any():  # else there is nothing that could be right
             strength, score = choose_strength(x, labels, train)
@@ -193,8 +194,3 @@ def _rotated(train: Floats, test: Floats) -> tuple[Floats, Floats]:
         return a, b
     _, _, axes = np.linalg.svd(a, full_matrices=False)
     return a @ axes.T, b @ axes.T
-
-
-def _most_frequent(y: NDArray[Any]) -> str:
-    values, counts = np.unique(y, return_counts=True)
-    return str(values[counts.argmax()])

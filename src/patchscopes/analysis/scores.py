@@ -1,6 +1,7 @@
 """Scores of texts, and what of a score is left beside the controls (rule 17)."""
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Container, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
@@ -41,11 +42,26 @@ def control_adjusted(own: ArrayLike, donors: ArrayLike) -> NDArray[np.float64]:
 
 
 def majority(answers: Sequence[str]) -> tuple[str, float]:
-    """The most frequent answer and its share: what always saying the same would score; the first of equals."""
-    if not answers:
+    """The most frequent answer and its share: what always saying the same would score.
+
+    Of equals the first by its letters, so that the order of items does not show.
+    """
+    if not len(answers):
         raise OptionError("there is no answer, so none is the most frequent.")
-    counts: dict[str, int] = {}
-    for answer in answers:
-        counts[answer] = counts.get(answer, 0) + 1
-    best = max(counts, key=lambda answer: counts[answer])
+    counts = Counter(answers)
+    best = max(sorted(counts), key=counts.__getitem__)
     return best, counts[best] / len(answers)
+
+
+def majority_of_others(
+    answers: Sequence[str], accepted: Sequence[Container[str]], folds: ArrayLike
+) -> NDArray[np.float64]:
+    """Whether the most frequent answer of the other folds is one of those `accepted` of each item (item).
+
+    What always saying the same scores, held out as a choice is; 0 where all items are in one fold.
+    """
+    fold_of = np.asarray(folds).tolist()
+    others = {fold: [a for a, f in zip(answers, fold_of, strict=True) if f != fold] for fold in set(fold_of)}
+    said = {fold: majority(of)[0] for fold, of in others.items() if of}
+    right = [fold in said and said[fold] in those for fold, those in zip(fold_of, accepted, strict=True)]
+    return np.array(right, dtype=np.float64)

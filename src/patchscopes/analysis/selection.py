@@ -27,6 +27,12 @@ class Chosen:
         taken: NDArray[np.float64] = np.take_along_axis(table, index, axis=-1)[..., 0]
         return taken
 
+    @property
+    def most_frequent(self) -> list[int]:
+        """The placements that some fold chose, that of the most items first."""
+        counts = np.bincount(self.placement)
+        return [int(k) for k in np.argsort(-counts, kind="stable") if counts[k]]
+
 
 def folds_of(subjects: Sequence[Hashable], n_folds: int, *, seed: int) -> NDArray[np.int64]:
     """The fold of each item, all items of a subject in the same; subjects are dealt at random, as evenly as they go.

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from patchscopes.compute import compute_of
-from patchscopes.errors import ContextLengthError, LayerError, OptionError, SourceError
+from patchscopes.errors import LayerError, OptionError, SourceError
 from patchscopes.lenses.reading import ROWS_AT_ONCE, check_lens, head_inputs
 from patchscopes.lenses.results import LensCell, LensTable
 from patchscopes.mappings import Mappings
@@ -79,11 +79,7 @@ def _tokens(model: Model, text: str, bos: Bos) -> Tokenized:
     tokenized = tokenize(model, text, bos=bos) if text.strip() else None
     if tokenized is None or not len(tokenized):
         raise SourceError("the text is empty; give at least one word.")
-    if len(tokenized) > model.max_text:
-        what = "the context of" if model.max_text == model.max_context else "where rotary frequencies change in"
-        raise ContextLengthError(
-            f"the text has {len(tokenized)} tokens, and {what} {model.id} is {model.max_text}; give a shorter one."
-        )
+    model.check_length(len(tokenized), 0, "the text")
     return tokenized
 
 

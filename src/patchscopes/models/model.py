@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from patchscopes.errors import OptionError, UnsupportedModelError
+from patchscopes.errors import ContextLengthError, OptionError, UnsupportedModelError
 from patchscopes.models.architectures import Architecture, rope_switch
 
 T = TypeVar("T")
@@ -229,6 +229,25 @@ class Model:
         """Whether a token's place is counted from the attention mask (ALiBi), so that a mask moves later tokens."""
         config = self.hf.config.get_text_config(decoder=True)
         return "position_ids" not in self._takes or bool(getattr(config, "alibi", False))
+
+    def check_length(self, n_tokens: int, new_tokens: int, what: str, *, masked: bool = False) -> None:
+        """Raise ContextLengthError where a text and its new tokens are more than the model can hold (rule 15).
+
+        `what` is how a message calls it. One that is `masked` must stay within what a sliding layer sees.
+        """
+        total, window = n_tokens + new_tokens, self.window
+        said = f"{what} has {n_tokens:,} tokens"
+        said += f" and {new_tokens:,} new ones are asked for: {total:,} in all" if new_tokens else ""
+        if total > self.max_text:
+            switches = "the length at which this model changes its rotary frequencies"
+            why = "the model's context" if self.max_text == self.max_context else switches
+            fewer = " or ask for fewer new tokens" if new_tokens else ""
+            raise ContextLengthError(f"{said}, beyond {why} ({self.max_text:,}). Shorten the text{fewer}.")
+        if masked and window is not None and total > window:
+            raise ContextLengthError(
+                f"{said}; it is masked, and sliding layers of {self.id} see {window:,}: masks are supported within one "
+                "window; shorten it."
+            )
 
     def check_masks(self) -> None:
         """Raise OptionError where a mask would move what stands behind it: rule of `docs/semantics.md`, masks."""

@@ -4,10 +4,11 @@ Sources: the paper is Ghandeharioun et al. 2024 (arXiv 2401.06102); SelfIE is Ch
 """
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import fields, replace
 from types import MappingProxyType
 
 from patchscopes.errors import PromptError
+from patchscopes.sources import prompt_faults
 from patchscopes.spec import InspectionPrompt
 
 _PROMPTS = (
@@ -80,10 +81,13 @@ def find_prompt(
 ) -> InspectionPrompt:
     """The library prompt of that name, or free text where `value` holds `{}` or its position is named `at` (rule 7).
 
-    `placeholder`, `at` and `mask` override the prompt's own. Raises PromptError for a value that is neither.
+    `placeholder`, `at` and `mask` override the prompt's own. Raises PromptError for a value that is neither, and for an
+    InspectionPrompt with a field of another type.
     """
     if isinstance(value, InspectionPrompt):
         prompt = value
+        if faults := prompt_faults({field.name: getattr(value, field.name) for field in fields(value)}):
+            raise PromptError(f"the inspection prompt {value.text!r} cannot be used: {faults}.")
     elif not isinstance(value, str):
         raise PromptError(f"an inspection prompt is a text or an InspectionPrompt, not a {type(value).__name__}.")
     elif "{}" in value or (at is not None and value not in LIBRARY):

@@ -131,9 +131,10 @@ def _per_cell(
     """A request per cell and draw (the sweep's draws where none are given), in the order of the cells, then by draw."""
     n_draws = grid.sweep.draws if draws is None else draws
     for point in grid.points:
+        targets = grid.targets_of(point)
         for layers in grid.sweep.layer_pairs():
             vectors = [vector(point, point.state(layers[0]), draw) for draw in range(n_draws)]
-            for target in grid.targets_of(point):
+            for target in targets:
                 for sample in grid.samples:
                     for draw, made in enumerate(vectors):
                         copies = (made,) * len(target.positions)

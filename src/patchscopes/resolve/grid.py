@@ -9,8 +9,7 @@ from patchscopes.mappings import Transfer
 from patchscopes.models import Model
 from patchscopes.plan import states_of
 from patchscopes.prompts import Target, Tokenized, continuation, resolve_mask
-from patchscopes.resolve.transfer import check_window
-from patchscopes.spec import Cell, Ids, Own, Request, Site, State, Status, Sweep, Vector, Write
+from patchscopes.spec import Cell, Ids, InspectionPrompt, Own, Request, Site, State, Status, Sweep, Vector, Write
 
 Answers = tuple[str, ...]
 
@@ -100,15 +99,14 @@ class _Common:
 class Grid:
     """A sweep with everything looked up. `identity` and `dtype` are those of the target model.
 
-    `own` are the targets of sources that have an inspection prompt of their own, by the source's index; all others have
-    `shared`.
+    `prompts` are all inspection prompts that are in use, each once: those of the call, where a source has none of its
+    own, then the sources' own.
     """
 
     transfer: Transfer
     sweep: Sweep
     points: tuple[Point, ...]
-    shared: tuple[Target, ...]
-    own: Mapping[int, Target]
+    prompts: Mapping[InspectionPrompt, Target]
     identity: str
     dtype: str
     source_model: str | None
@@ -123,15 +121,14 @@ class Grid:
         transfer: Transfer,
         sweep: Sweep,
         points: tuple[Point, ...],
-        shared: tuple[Target, ...],
-        own: Mapping[int, Target],
+        prompts: Mapping[InspectionPrompt, Target],
     ) -> "Grid":
-        """The grid of these points and targets."""
+        """The grid of these points and inspection prompts."""
         target = transfer.target
         source_model = None if transfer.within else transfer.source.identity
         # A distribution over another vocabulary has nothing to compare with.
         compares = sweep.readout.kind == "next-token" and (transfer.within or _same_vocabulary(transfer))
-        return cls(transfer, sweep, points, shared, own, target.identity, target.dtype_name, source_model, compares)
+        return cls(transfer, sweep, points, prompts, target.identity, target.dtype_name, source_model, compares)
 
     @property
     def model(self) -> Model:
@@ -140,13 +137,14 @@ class Grid:
 
     @property
     def targets(self) -> tuple[Target, ...]:
-        """All inspection prompts, each once: those that sources share, where any does, and their own."""
-        return tuple({id(target): target for target in (*self.shared, *self.own.values())}.values())
+        """All inspection prompts, each once."""
+        return tuple(self.prompts.values())
 
     def targets_of(self, point: Point) -> tuple[Target, ...]:
         """The inspection prompts of a source."""
-        own = self.own.get(point.source_index)
-        return self.shared if own is None else (own,)
+        own = self.sweep.sources[point.source_index].prompt
+        asked = (own,) if isinstance(own, InspectionPrompt) else self.sweep.prompts
+        return tuple(self.prompts[prompt] for prompt in asked)
 
     def points_of(self, target: Target) -> list[Point]:
         """The points that are written into `target`."""
@@ -234,7 +232,7 @@ class Grid:
         try:
             common = self._common(target, point, variant)
             cell = self.cell(target, tokenized, common.candidates, sample=variant.sample)
-            check_length(self.model, tokenized.ids, cell.more_tokens, what, masked=bool(cell.masked))
+            self.model.check_length(len(tokenized.ids), cell.more_tokens, what, masked=bool(cell.masked))
             of_source = None if common.compare is None else self.source_model
             cell = replace(cell, compare=common.compare, source_model=of_source)
         except (ContextLengthError, CandidateError, PositionError) as error:
@@ -359,23 +357,3 @@ def with_candidates(request: Request) -> Iterator[Request]:
 def _same_vocabulary(transfer: Transfer) -> bool:
     source, target = transfer.source, transfer.target
     return source.d_vocab == target.d_vocab and source.tokenizer.get_vocab() == target.tokenizer.get_vocab()
-
-
-def check_length(model: Model, ids: Ids, new_tokens: int, what: str, *, masked: bool) -> None:
-    """Raise ContextLengthError as `check_context` does; of a masked prompt, also where it is beyond one window."""
-    check_context(model, ids, new_tokens, what)
-    if masked:
-        check_window(model, len(ids) + new_tokens, what)
-
-
-def check_context(model: Model, ids: Ids, new_tokens: int, what: str) -> None:
-    """Raise ContextLengthError where `ids` and the new tokens are more than the model can hold (rule 15)."""
-    total = len(ids) + new_tokens
-    limit, why = model.max_context, "the model's context"
-    if model.rope_switch is not None and model.rope_switch < limit:
-        limit, why = model.rope_switch, "the length at which this model changes its rotary frequencies"
-    if total > limit:
-        raise ContextLengthError(
-            f"{what} has {len(ids):,} tokens and {new_tokens:,} new ones are asked for: {total:,} in all, beyond "
-            f"{why} ({limit:,}). Shorten the text or ask for fewer new tokens."
-        )

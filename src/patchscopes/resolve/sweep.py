@@ -16,7 +16,7 @@ from patchscopes.mappings import Transfer
 from patchscopes.models import Model
 from patchscopes.prompts import Target, resolve_marked, resolve_mask, resolve_target, tokenize, tokenize_pieces
 from patchscopes.resolve.controls import CONTROLS
-from patchscopes.resolve.grid import Grid, Point, Variant, check_context, check_length, with_candidates
+from patchscopes.resolve.grid import Grid, Point, Variant, with_candidates
 from patchscopes.resolve.options import check_options
 from patchscopes.resolve.transfer import check_transfer
 from patchscopes.spec import InspectionPrompt, Request, Source, Sweep
@@ -40,16 +40,14 @@ def resolve(model: Model | Transfer, sweep: Sweep) -> Resolved:
     check_options(transfer.target, sweep)
     check_transfer(transfer, sweep)
     of_all = sweep.prompts if any(source.prompt is None for source in sweep.sources) else ()
-    shared = tuple(_target(transfer.target, sweep, prompt) for prompt in of_all)
-    made = {one.prompt: one for one in shared}
-    own: dict[int, Target] = {}
-    by_source = [_points(transfer, sweep, index, own, made) for index in range(len(sweep.sources))]
-    _check_labels(made)
+    prompts = {prompt: _target(transfer.target, sweep, prompt) for prompt in of_all}
+    by_source = [_points(transfer, sweep, index, prompts) for index in range(len(sweep.sources))]
+    _check_labels(prompts)
     failures = {index: found for index, found in enumerate(by_source) if isinstance(found, PatchscopesError)}
     if len(failures) == len(by_source):
         raise _all_failed(list(failures.values()))
     points = tuple(point for found in by_source if isinstance(found, tuple) for point in found)
-    grid = Grid.of(transfer, sweep, points, shared, own)
+    grid = Grid.of(transfer, sweep, points, prompts)
     _check_candidates(grid)
     requests: list[Request] = []
     for index, found in enumerate(by_source):
@@ -93,14 +91,15 @@ def _check_candidates(grid: Grid) -> None:
         for candidates in filter(None, grid.candidate_sets(target)):
             longest = max(map(len, grid.answers(target, target.tokenized, candidates)))
             what = f"inspection prompt {target.prompt.label!r}"
-            check_length(grid.model, target.tokenized.ids, longest, what, masked=bool(target.masked))
+            grid.model.check_length(len(target.tokenized.ids), longest, what, masked=bool(target.masked))
 
 
 def _cells(grid: Grid, point: Point) -> Iterator[Request]:
     states = {layer: point.state(layer) for layer in grid.sweep.source_layers}
     variants = [Variant(sample=sample) for sample in grid.samples]
+    targets = grid.targets_of(point)
     for layers in grid.sweep.layer_pairs():
-        for target in grid.targets_of(point):
+        for target in targets:
             vectors = (states[layers[0]],) * len(target.positions)
             for variant in variants:
                 yield grid.request(target, vectors, layers, variant, point=point)
@@ -112,24 +111,19 @@ def _target(model: Model, sweep: Sweep, prompt: InspectionPrompt) -> Target:
     if target.masked:
         model.check_masks()
     what = f"inspection prompt {target.prompt.label!r}"
-    check_length(model, target.tokenized.ids, new_tokens, what, masked=bool(target.masked))
+    model.check_length(len(target.tokenized.ids), new_tokens, what, masked=bool(target.masked))
     return target
 
 
 def _points(
-    transfer: Transfer, sweep: Sweep, index: int, own: dict[int, Target], made: dict[InspectionPrompt, Target]
+    transfer: Transfer, sweep: Sweep, index: int, prompts: dict[InspectionPrompt, Target]
 ) -> tuple[Point, ...] | PatchscopesError:
-    """The points of one source, or why it has none; its own inspection prompt, where it has one, goes into `own`.
-
-    `made` are the prompts that are looked up by now: one that several sources have is one.
-    """
+    """The points of one source, or why it has none; an inspection prompt of its own goes into `prompts`."""
     source = sweep.sources[index]
     try:
         points = tuple(_resolve_source(transfer.source, sweep, source, index))
-        if isinstance(source.prompt, InspectionPrompt):
-            if source.prompt not in made:
-                made[source.prompt] = _target(transfer.target, sweep, source.prompt)
-            own[index] = made[source.prompt]
+        if isinstance(source.prompt, InspectionPrompt) and source.prompt not in prompts:
+            prompts[source.prompt] = _target(transfer.target, sweep, source.prompt)
     except (SourceError, PositionError, ContextLengthError, PlaceholderError, PromptError) as error:
         return error
     return points
@@ -145,7 +139,7 @@ def _resolve_source(model: Model, sweep: Sweep, source: Source, index: int) -> I
         tokenized = tokenize_pieces(model, source.split, bos=sweep.bos)
     else:
         tokenized = tokenize(model, source.text, bos=sweep.bos)
-    check_context(model, tokenized.ids, 0, f"source {index}")
+    model.check_length(len(tokenized.ids), 0, f"source {index}")
     at = sweep.at if source.at is None else source.at
     marked = resolve_marked(model, tokenized, at)
     mask = sweep.mask if source.mask is None else source.mask

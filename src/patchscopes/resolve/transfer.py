@@ -1,8 +1,7 @@
 """What it takes to go from one layer or model to another, and to mask: what cannot work is refused, with figures."""
 
-from patchscopes.errors import ContextLengthError, LayerError, MappingError, OptionError
+from patchscopes.errors import LayerError, MappingError, OptionError
 from patchscopes.mappings import Transfer
-from patchscopes.models import Model
 from patchscopes.spec import Sweep
 
 
@@ -30,12 +29,3 @@ def check_transfer(transfer: Transfer, sweep: Sweep) -> None:
     masked = sweep.mask is not None or any(one.mask is not None for one in sweep.sources)
     if masked:
         source.check_masks()
-
-
-def check_window(model: Model, n_tokens: int, what: str) -> None:
-    """Raise ContextLengthError where a masked text is longer than what a sliding layer sees."""
-    if model.window is not None and n_tokens > model.window:
-        raise ContextLengthError(
-            f"{what} is masked and comes to {n_tokens:,} tokens, and sliding layers of {model.id} see "
-            f"{model.window:,}: masks are supported within one window; shorten it."
-        )

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from patchscopes.analysis.matching import fold
-from patchscopes.analysis.scores import control_adjusted
+from patchscopes.analysis.scores import control_adjusted, majority_of_others
 from patchscopes.analysis.selection import Chosen, choose, folds_of
 from patchscopes.results import Results
 from patchscopes.spec import Row
@@ -83,8 +83,7 @@ class Grid:
     @property
     def placements(self) -> list[tuple[int, int]]:
         """The placements that some fold chose, the most frequent first."""
-        counts = np.bincount(self.chosen.placement, minlength=len(self.design.placements))
-        return [self.design.placements[k] for k in np.argsort(-counts, kind="stable") if counts[k]]
+        return [self.design.placements[k] for k in self.chosen.most_frequent]
 
     def leaked(self, item: int) -> bool:
         """Whether the answer stands in the subject, a template, or the source up to the token."""
@@ -101,13 +100,8 @@ class Grid:
 
     def majority(self) -> Floats:
         """Whether the most frequent object of the other folds is right for the item: what always saying it scores."""
-        objects = np.array([fold(self.case.facts[item].object) for item in self.items])
-        said = []
-        for k in range(N_FOLDS):
-            values, counts = np.unique(objects[self.folds != k], return_counts=True)
-            said.append(str(values[counts.argmax()]))
-        right = [said[fold_] in self.case.accepts(item) for item, fold_ in zip(self.items, self.folds, strict=True)]
-        return np.array(right, dtype=float)
+        objects = [fold(self.case.facts[item].object) for item in self.items]
+        return majority_of_others(objects, [self.case.accepts(item) for item in self.items], self.folds)
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from functools import cached_property
 import numpy as np
 
 from patchscopes.analysis.matching import fold
+from patchscopes.analysis.scores import majority_of_others
 from patchscopes.data import Exclusion, Fact, Passage, Relation
 from patchscopes.mappings import LINEAR, Kind
 from patchscopes.results import Results
@@ -27,8 +28,6 @@ from patchscopes.studies.cross_model.placed import (
     HeldOut,
     Placed,
     drawn_at,
-    majority,
-    most_chosen,
     own_at,
 )
 from patchscopes.studies.relations import (
@@ -173,7 +172,8 @@ class Facts:
     @property
     def places(self) -> list[Placement]:
         """The placements that some fold chose, the most frequent first."""
-        return most_chosen(self.placed.chosen(self.among()), self.placed.placements)
+        chosen = self.placed.chosen(self.among())
+        return [self.placed.placements[k] for k in chosen.most_frequent]
 
     @cached_property
     def held_out(self) -> HeldOut:
@@ -204,7 +204,7 @@ class Facts:
         for ran, at in zip(self.ran, self.slices, strict=True):
             objects = [fold(fact.object) for fact in ran.facts]
             accepted = [ran.case.accepts(item) for item in ran.items]
-            parts.append(majority(objects, accepted, self.placed.folds[at]))
+            parts.append(majority_of_others(objects, accepted, self.placed.folds[at]))
         return np.concatenate(parts)
 
 

@@ -96,7 +96,7 @@ def fit_seconds(design: Design, passages: Sequence[Passage]) -> float:
     share = sum(len(passage.text) for passage in passages) / max(sum(len(passage.text) for passage in some), 1)
     seconds, n_tokens = 0.0, 0
     for model, layers in ((design.source, design.sources), (design.target, design.targets)):
-        ids = [tokenize(model, passage.text).ids[: model.max_context] for passage in some]
+        ids = [tokenize(model, passage.text).ids[: model.max_text] for passage in some]
         n_tokens = max(n_tokens, sum(map(len, ids)))
         _run(model, ids[:1], layers)  # to warm up
         began = time.perf_counter()

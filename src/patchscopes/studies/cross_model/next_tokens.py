@@ -13,6 +13,7 @@ from typing import Literal
 
 import numpy as np
 
+from patchscopes.analysis.scores import majority_of_others
 from patchscopes.data import Exclusion
 from patchscopes.errors import DataError
 from patchscopes.mappings import LINEAR, Kind
@@ -27,8 +28,6 @@ from patchscopes.studies.cross_model.placed import (
     HeldOut,
     Placed,
     drawn_at,
-    majority,
-    most_chosen,
     own_at,
 )
 from patchscopes.studies.cross_model.tokens import Vocabulary, akin, incomparable, same
@@ -134,7 +133,8 @@ class NextTokens:
 
     def places(self, where: Where) -> list[Placement]:
         """The placements that some fold chose, the most frequent first."""
-        return most_chosen(self.same.chosen(self.among(where)), self.same.placements)
+        chosen = self.same.chosen(self.among(where))
+        return [self.same.placements[k] for k in chosen.most_frequent]
 
     @property
     def scored_at(self) -> dict[Placement, tuple[int, ...]]:
@@ -171,7 +171,7 @@ class NextTokens:
         """What always saying the most frequent token of the other folds scores."""
         tokens = frozenset(self.wanted)
         right = [frozenset(b for b in tokens if MEASURES[measure](a, b)) for a in self.wanted]
-        return majority(self.wanted, right, self.same.folds)
+        return majority_of_others(self.wanted, right, self.same.folds)
 
 
 def run_next_tokens(

@@ -61,6 +61,7 @@ def deal(
     parts = split_sections(data.items, (*shares, rest) if rest > 1e-6 else shares, seed=seed)
     excluded = [_left(passage, "--quick: prose that is not read") for part in parts[3:] for passage in part]
     found: list[Opening] = []
+    begun: set[str] = set()
     order = philox("openings", seed).permutation(len(parts[0]))
     passages = [parts[0][k] for k in order]
     for passage in passages:
@@ -70,10 +71,11 @@ def deal(
         opening = _opening(source, target, passage, seed)
         if not isinstance(opening, Opening):
             excluded.append(_left(passage, opening))
-        elif opening.text in {one.text for one in found}:
+        elif opening.text in begun:
             excluded.append(_left(passage, AGAIN))
         else:
             found.append(opening)
+            begun.add(opening.text)
     if not found:
         raise _never_agree(source, target, passages, excluded)
     if len(found) < fewest:

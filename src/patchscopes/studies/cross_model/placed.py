@@ -87,12 +87,6 @@ class Placed:
 ARRAYS = ("own", "shuffled", "zero", "unpatched")
 
 
-def most_chosen(chosen: Chosen, placements: Sequence[Placement]) -> list[Placement]:
-    """The placements that some fold chose, that of the most items first."""
-    counts = np.bincount(chosen.placement, minlength=len(placements))
-    return [placements[k] for k in np.argsort(-counts, kind="stable") if counts[k]]
-
-
 @dataclass(frozen=True)
 class HeldOut:
     """Scores at the placement that was chosen without each item: with its own state, and with each control's (item)."""
@@ -159,12 +153,3 @@ def own_at(table: Table, score: Score, items: Sequence[int], places: Sequence[Pl
         for item, place in zip(items, places, strict=True)
     ]
     return np.array(found, dtype=float)
-
-
-def majority(answers: Sequence[str], right: Sequence[frozenset[str]], folds: NDArray[np.int64]) -> Floats:
-    """Whether the most frequent of the other folds' `answers` is right for each item: what always saying it scores."""
-    said: dict[int, str | None] = {}
-    for fold in sorted(set(folds.tolist())):
-        values, counts = np.unique([a for a, f in zip(answers, folds, strict=True) if f != fold], return_counts=True)
-        said[fold] = str(values[counts.argmax()]) if len(values) else None  # where all are in one fold, nothing is
-    return np.array([said[int(fold)] in accepted for accepted, fold in zip(right, folds, strict=True)], dtype=float)

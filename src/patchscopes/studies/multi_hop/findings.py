@@ -27,9 +27,9 @@ def all_findings(outcome: Outcome) -> list[Finding]:
         found += _repaired(outcome, method)
         found += _prior(outcome, method)
     found = holm_over(found, lambda f: f.name.startswith("gain/"))
-    for over_methods in ("exists/", "repaired/"):
-        found = holm_over(found, lambda f, of=over_methods: f.name.startswith(of) and f.control is not None)  # type: ignore[misc]
-    return found
+    # Each of both over the methods.
+    found = holm_over(found, lambda f: f.name.startswith("exists/") and f.control is not None)
+    return holm_over(found, lambda f: f.name.startswith("repaired/") and f.control is not None)
 
 
 def _said(name: str) -> str:

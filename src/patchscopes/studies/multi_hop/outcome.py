@@ -104,8 +104,7 @@ class Method:
     @property
     def placements(self) -> list[Placement]:
         """Those that some fold chose, the most frequent first."""
-        counts = np.bincount(self.chosen.placement, minlength=len(self.design.placements))
-        return [self.design.placements[k] for k in np.argsort(-counts, kind="stable") if counts[k]]
+        return [self.design.placements[k] for k in self.chosen.most_frequent]
 
     def placement(self, k: int) -> Placement:
         """The placement that was chosen without item number k."""

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from patchscopes.analysis.comparisons import holm, sign_flip
 from patchscopes.analysis.intervals import Interval, crossing_interval, mean_interval
+from patchscopes.analysis.scores import majority_of_others
 from patchscopes.analysis.selection import choose, folds_of
 from patchscopes.studies.headline import DIFFERENCE, HIT, beside, holm_over
 from patchscopes.studies.next_token.design import CONTROLS, IDENTITY, LABELS, LENSES, METHODS
@@ -230,13 +231,9 @@ def _baselines(readings: Readings) -> list[Finding]:
 
 def majority(readings: Readings) -> Floats:
     """Whether each item's next token is the most frequent one of the other folds."""
-    tokens = np.array([str(readings.next_tokens[k]) for k in readings.items])
+    tokens = [str(readings.next_tokens[k]) for k in readings.items]
     folds = folds_of(readings.subjects(readings.items), N_FOLDS, seed=readings.design.setup.seed)
-    hits = np.zeros(len(tokens))
-    for fold in range(N_FOLDS):
-        known, counts = np.unique(tokens[folds != fold], return_counts=True)
-        hits[folds == fold] = tokens[folds == fold] == known[counts.argmax()]
-    return hits
+    return majority_of_others(tokens, [{token} for token in tokens], folds)
 
 
 def _repeated(readings: Readings) -> Floats:

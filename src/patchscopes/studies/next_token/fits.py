@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
+from functools import partial
 
 from patchscopes.lenses import Schedule, TunedOptions, fit_tuned_lens
 from patchscopes.lenses.tuned import training_cost
@@ -22,7 +23,7 @@ def fit_lenses(design: Design) -> dict[str, Mappings | None]:
     found: dict[str, Mappings | None] = {LOGIT_LENS: None}
     for name, make in makers.items():
         design.setup.tell(f"maps of the {name.replace('-', ' ')}")
-        found[name] = design.setup.fitted(name, _key(design, name), lambda make=make: make(design))  # type: ignore[misc]
+        found[name] = design.setup.fitted(name, _key(design, name), partial(make, design))
     return found
 
 
