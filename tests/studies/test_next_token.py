@@ -162,7 +162,8 @@ def test_a_method_stands_beside_every_control_where_it_is_right(found: Done) -> 
             stands = found.report.finding(f"controlled/{method}", control).stands
             assert stands == (method in right), (method, control)
     page = found.page("page")
-    assert page.count("It stands beside each of unpatched, random, random-state, shuffled, mean, zero.") == 2
+    listed = "unpatched, random, random-state, shuffled, mean and zero"
+    assert page.count(f"The finding stands: the interval is above 0 beside each of {listed}.") == 2
     table = found.report.tables["controls"]
     assert set(table.control) == {"cell", *CONTROLS}
     random = table[(table.control == "random") & (table.score == "precision")]
@@ -226,7 +227,7 @@ def test_guesses_do_not_stand_and_are_nowhere_ahead(guessed: Done) -> None:
     for method in METHODS:
         shuffled = guessed.report.finding(f"controlled/{method}", "shuffled")
         assert shuffled.low <= 0 <= shuffled.high, method
-    assert "**It does not stand**" in guessed.page("page")
+    assert "**The finding does not stand**" in guessed.page("page")
     ahead = [f for f in guessed.report.findings if f.name.partition("/")[0] in ("precision-ahead", "most-ahead")]
     assert len(ahead) == 12
     assert min(finding.p or 0.0 for finding in ahead) > 0.05

@@ -61,18 +61,18 @@ def study_command(
     study = find_study(name)
     from pathlib import Path
 
-    from patchscopes import api
+    from patchscopes.cli.inspect import load_named
     from patchscopes.settings import Settings
     from patchscopes.sizes import parse_bytes
 
-    model = api.load(model_name, dtype=dtype, device=device, notify=_tell)
+    model = load_named(model_name, how := {"dtype": dtype, "device": device})
     if target_model is None and hasattr(study, "usual_target"):
         target_model = str(study.usual_target(model, Settings.from_env()))
         _tell(f"no --target-model is given: states go from {model_name} to {target_model}")
-    names = [Path(given).name for given in (model_name, target_model) if given]
-    parts = [name, *names, "" if data is None else Path(data).stem, "quick" if quick else ""]
+    models = (Path(given).name for given in (model_name, target_model) if given)
+    parts = [name, *models, "" if data is None else Path(data).stem, "quick" if quick else ""]
     folder = Path(out) if out is not None else Path("patchscopes-studies") / "-".join(filter(None, parts))
-    target = None if target_model is None else api.load(target_model, dtype=dtype, device=device, notify=_tell)
+    target = None if target_model is None else load_named(target_model, how)
     try:
         report = study.run(
             model,

@@ -48,11 +48,14 @@ def holm_over(findings: Sequence[Finding], family: Callable[[Finding], bool]) ->
     return [replace(finding, p=corrected.get(k, finding.p)) for k, finding in enumerate(findings)]
 
 
-def verdict(by: Mapping[tuple[str, str | None], Finding], name: str) -> str:
-    """Whether the finding stands beside the four controls of rule 17, as a sentence."""
-    failing = [control for control in NEEDED if not by[name, control].stands]
-    if not failing:
-        return (
-            "The finding stands: the interval is above 0 beside each of unpatched, random, random-state and shuffled."
-        )
-    return f"**The finding does not stand**: beside {', '.join(failing)} the interval reaches 0 or below."
+def failing(by: Mapping[tuple[str, str | None], Finding], name: str, needed: Sequence[str] = NEEDED) -> list[str]:
+    """The controls that a finding does not stand beside, of those that it has to."""
+    return [control for control in needed if not by[name, control].stands]
+
+
+def verdict(by: Mapping[tuple[str, str | None], Finding], name: str, needed: Sequence[str] = NEEDED) -> str:
+    """Whether the finding stands beside all that it has to, as a sentence."""
+    if not (lacking := failing(by, name, needed)):
+        *most, last = needed
+        return f"The finding stands: the interval is above 0 beside each of {', '.join(most)} and {last}."
+    return f"**The finding does not stand**: beside {', '.join(lacking)} the interval reaches 0 or below."

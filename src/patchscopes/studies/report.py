@@ -4,7 +4,7 @@ import json
 import math
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -167,13 +167,24 @@ def findings_table(findings: Sequence[Finding]) -> pd.DataFrame:
 
 def markdown(findings: Sequence[Finding]) -> str:
     """The findings as a table for a page."""
-    head = "| finding | beside | estimate | 95 % interval | p | entities |\n|---|---|---|---|---|---|"
     rows = [
-        f"| {f.name} | {f.control or ''} | {shown(f.estimate)} | {shown(f.low)} to {shown(f.high)} | "
-        f"{'' if f.p is None else shown_p(f.p).removeprefix('= ')} | {f.n_subjects} |"
+        (
+            f.name,
+            f.control or "",
+            shown(f.estimate),
+            f"{shown(f.low)} to {shown(f.high)}",
+            "" if f.p is None else shown_p(f.p).removeprefix("= "),
+            str(f.n_subjects),
+        )
         for f in findings
     ]
-    return "\n".join([head, *rows])
+    return markdown_table(("finding", "beside", "estimate", "95 % interval", "p", "entities"), rows)
+
+
+def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table of a page."""
+    lines = [f"| {' | '.join(cells)} |" for cells in (head, *rows)]
+    return "\n".join([lines[0], "|" + "---|" * len(head), *lines[1:]])
 
 
 def framed(

@@ -11,7 +11,7 @@ from patchscopes.studies.attribute_extraction.findings import ALL, stands
 from patchscopes.studies.attribute_extraction.outcome import Outcome
 from patchscopes.studies.figures import Bar, Curve, Panel, bars, draw
 from patchscopes.studies.headline import NEEDED
-from patchscopes.studies.report import Finding, framed, shown, shown_p
+from patchscopes.studies.report import Finding, framed, markdown_table, shown, shown_p
 from patchscopes.studies.walk import sentence
 
 NOTE = "Bars: 95 % intervals over subjects."
@@ -169,23 +169,29 @@ def _placements(grid: pd.DataFrame, n: int = 4) -> str:
 
 def _relations(by: By, outcomes: Mapping[str, Outcome]) -> str:
     head = (
-        "| relation | facts, classes | held out | − shuffled | stands | some ℓ* | − shuffled | raised most | probe "
-        "(ceiling) | − probe | level at |\n|---|---|---|---|---|---|---|---|---|---|---|"
-    )
+        "relation", "facts, classes", "held out", "− shuffled", "stands", "some ℓ*", "− shuffled", "raised most",
+        "probe (ceiling)", "− probe", "level at",
+    )  # fmt: skip
     rows = []
     for name, outcome in outcomes.items():
         classes = len({outcome.case.facts[item].object for item in outcome.grid.items})
         first = by.get((f"rank-first/{name}", None))
         probe, ceiling = by[f"probe-correct/{name}", None], by[f"probe-possible/{name}", None]
         cells = (
-            name, f"{len(outcome.grid.items)}, {classes}", shown(by[f"chosen/{name}", None].estimate),
-            str(by[f"chosen/{name}", "shuffled"]), "yes" if stands(by, name) else "no",
-            shown(by[f"exists/{name}", None].estimate), str(by[f"exists/{name}", "shuffled"]),
-            shown(first.estimate) if first else "–", f"{shown(probe.estimate)} ({shown(ceiling.estimate)})",
-            str(by[f"patchscope-minus-probe/{name}", "probe"]), shown(outcome.probe.level).removesuffix(".00"),
-        )  # fmt: skip
-        rows.append("| " + " | ".join(cells) + " |")
-    return "\n".join([head, *rows])
+            name,
+            f"{len(outcome.grid.items)}, {classes}",
+            shown(by[f"chosen/{name}", None].estimate),
+            str(by[f"chosen/{name}", "shuffled"]),
+            "yes" if stands(by, name) else "no",
+            shown(by[f"exists/{name}", None].estimate),
+            str(by[f"exists/{name}", "shuffled"]),
+            shown(first.estimate) if first else "–",
+            f"{shown(probe.estimate)} ({shown(ceiling.estimate)})",
+            str(by[f"patchscope-minus-probe/{name}", "probe"]),
+            shown(outcome.probe.level).removesuffix(".00"),
+        )
+        rows.append(cells)
+    return markdown_table(head, rows)
 
 
 def _cities(by: By, cities: pd.DataFrame) -> list[str]:
@@ -194,12 +200,17 @@ def _cities(by: By, cities: pd.DataFrame) -> list[str]:
         return []
     differ = compared(cities)
     verdict = "told apart" if apart.low > 0 and (apart.p or 0) < 0.05 else "**not** told apart for sure"
-    head = (
-        "| country | prompt | right | the other | says right | says the other | text |\n|---|---|---|---|---|---|---|"
-    )
+    head = ("country", "prompt", "right", "the other", "says right", "says the other", "text")
     rows = [
-        f"| {line.country} | {line.relation.removeprefix('country ')} | {line.expected} | {line.other} | "
-        f"{'yes' if line.right else 'no'} | {'yes' if line.says_other else 'no'} | {sentence(line.text)} |"
+        (
+            line.country,
+            line.relation.removeprefix("country "),
+            line.expected,
+            line.other,
+            "yes" if line.right else "no",
+            "yes" if line.says_other else "no",
+            sentence(line.text),
+        )
         for line in differ.sort_values(["country", "relation"]).itertuples()
     ]
     return [
@@ -209,7 +220,6 @@ def _cities(by: By, cities: pd.DataFrame) -> list[str]:
         f"for minus the other relation's city: {apart} (p {shown_p(apart.p)}): capital and largest city are {verdict}. "
         "All countries of both relations are in the table “cities”, held out; these are the ones where it shows:",
         "",
-        head,
-        *rows,
+        markdown_table(head, rows),
         "",
     ]

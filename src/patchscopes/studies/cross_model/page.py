@@ -15,7 +15,7 @@ from patchscopes.studies.cross_model.next_tokens import AS_TEXT, READS
 from patchscopes.studies.cross_model.placed import OWN_STATE
 from patchscopes.studies.figures import Bar, Curve, Panel, bars, draw
 from patchscopes.studies.headline import verdict
-from patchscopes.studies.report import Finding, framed, shown, shown_p
+from patchscopes.studies.report import Finding, framed, markdown_table, shown, shown_p
 from patchscopes.studies.walk import sentence
 
 NOTE = "Bars: 95 % intervals over {}."
@@ -281,36 +281,29 @@ def _placements(table: pd.DataFrame, column: str = "n_chosen", n: int = 3) -> st
 def _beside(by: By, names: Mapping[str, str]) -> list[str]:
     """The headline scores beside every control, a column each."""
     controls = dict.fromkeys(control for name, control in by if name in names and control is not None)
-    lines = [f"| | {' | '.join(names.values())} |", f"|---|{'---|' * len(names)}"]
-    lines.append(f"| held out | {' | '.join(str(by[name, None]) for name in names)} |")
-    for control in controls:
-        cells = [str(by[name, control]) if (name, control) in by else "" for name in names]
-        lines.append(f"| minus {control} | {' | '.join(cells)} |")
-    return [*lines, ""]
+    rows = [("held out", *(str(by[name, None]) for name in names))]
+    rows += [(f"minus {control}", *(str(by.get((name, control), "")) for name in names)) for control in controls]
+    return [markdown_table(("", *names.values()), rows), ""]
 
 
 def _relations(by: By, relations: pd.DataFrame) -> list[str]:
-    lines = [
-        "| relation | facts (both know) | named | minus shuffled | p | minus the most frequent answer |",
-        "|---|---|---|---|---|---|",
-    ]
+    head = ("relation", "facts (both know)", "named", "minus shuffled", "p", "minus the most frequent answer")
+    rows = []
     for line in relations.itertuples():
         name = f"{FACTS}/{line.relation}"
         cells = (
             str(line.relation), f"{line.facts} ({line.source_knows})", shown(by[name, None].estimate),
             str(by[name, "shuffled"]), shown_p(by[name, "shuffled"].p).removeprefix("= "), str(by[name, FREQUENT]),
         )  # fmt: skip
-        lines.append(f"| {' | '.join(cells)} |")
-    return [*lines, ""]
+        rows.append(cells)
+    return [markdown_table(head, rows), ""]
 
 
 def _kinds(by: By, columns: Mapping[str, str]) -> list[str]:
     """Each kind of map by itself, at the (ℓ, ℓ*) chosen for it."""
-    lines = [
-        f"| maps | {' | '.join(f'{label} | minus shuffled | minus the bias' for label in columns.values())} |",
-        f"|---|{'---|---|---|' * len(columns)}",
+    head = ("maps", *(name for label in columns.values() for name in (label, "minus shuffled", "minus the bias")))
+    rows = [
+        (kind, *(str(by[f"{what}/{kind}", control]) for what in columns for control in (None, "shuffled", "zero")))
+        for kind in LINEAR
     ]
-    for kind in LINEAR:
-        cells = [str(by[f"{what}/{kind}", control]) for what in columns for control in (None, "shuffled", "zero")]
-        lines.append(f"| {kind} | {' | '.join(cells)} |")
-    return [*lines, ""]
+    return [markdown_table(head, rows), ""]

@@ -10,7 +10,7 @@ from patchscopes.studies.headline import verdict
 from patchscopes.studies.multi_hop.design import COT, DRAWS, METHODS, N_FOLDS, TEXTS
 from patchscopes.studies.multi_hop.findings import By
 from patchscopes.studies.multi_hop.outcome import Outcome
-from patchscopes.studies.report import Finding, framed, shown, shown_p
+from patchscopes.studies.report import Finding, framed, markdown_table, shown, shown_p
 
 NOTE = "Bars: 95 % intervals over bridges."
 
@@ -42,10 +42,13 @@ def figures(findings: Sequence[Finding], grid: pd.DataFrame) -> dict[str, Figure
         found[f"controls-{name}"] = bars(
             [
                 Bar(f"minus {f.control}" if f.control else "answered", f.interval)
-                for f in findings if f.name == f"chosen/{name}"
+                for f in findings
+                if f.name == f"chosen/{name}"
             ],
-            title=label, x_label="share of queries", note=NOTE,
-        )  # fmt: skip
+            title=label,
+            x_label="share of queries",
+            note=NOTE,
+        )
         lines = grid[grid.method == name]
         curves = [Curve.of(f"ℓ* = {star}", part) for star, part in lines.groupby("target_layer")]
         found[f"placements-{name}"] = draw([Panel(label, curves, "hits minus shuffled", zero=0.0)], note=NOTE)
@@ -133,14 +136,12 @@ def _signed(finding: Finding) -> str:
 
 
 def _texts(by: By) -> str:
-    head = (
-        "| what the model is given | answered | two prompts minus this | back-patching minus this |\n|---|---|---|---|"
-    )
+    head = ("what the model is given", "answered", "two prompts minus this", "back-patching minus this")
     rows = [
-        f"| {label} | {by[f'text/{name}', None]} | {by['gain/two-prompts', name]} | {by['gain/back-patching', name]} |"
+        (label, *(str(by[key]) for key in ((f"text/{name}", None), *((f"gain/{method}", name) for method in METHODS))))
         for name, label in {**TEXTS, "plain-long": "the query as text, as many tokens as with thinking"}.items()
     ]
-    return "\n".join([head, *rows])
+    return markdown_table(head, rows)
 
 
 def _regions(regions: pd.DataFrame) -> Iterator[str]:
@@ -149,25 +150,32 @@ def _regions(regions: pd.DataFrame) -> Iterator[str]:
         "their type get there, whatever the query; among hits, a prior would have hit as well."
     )
     yield ""
-    yield "| method | read | written | hits | − shuffled | some (shuffled) | the same | among hits |"
-    yield "|---|---|---|---|---|---|---|---|"
-    for r in regions.itertuples():
-        yield (
-            f"| {r.method} | {r.read} | {r.written} | {shown(r.hits)} | {shown(r.estimate)} ({shown(r.low)} to "
-            f"{shown(r.high)}) | {shown(r.some)} ({shown(r.some_shuffled)}) | {shown(r.usual)} ({shown(r.usual_low)} "
-            f"to {shown(r.usual_high)}) | {shown(r.usual_among_hits)} |"
+    rows = [
+        (
+            r.method,
+            r.read,
+            r.written,
+            shown(r.hits),
+            f"{shown(r.estimate)} ({shown(r.low)} to {shown(r.high)})",
+            f"{shown(r.some)} ({shown(r.some_shuffled)})",
+            f"{shown(r.usual)} ({shown(r.usual_low)} to {shown(r.usual_high)})",
+            shown(r.usual_among_hits),
         )
+        for r in regions.itertuples()
+    ]
+    head = ("method", "read", "written", "hits", "− shuffled", "some (shuffled)", "the same", "among hits")
+    yield markdown_table(head, rows)
 
 
 def _types(types: pd.DataFrame) -> str:
-    head = (
-        "| type | queries (bridges) | as text | two prompts (− shuffled) | back-patching (− shuffled) |\n"
-        "|---|---|---|---|---|"
-    )
+    head = ("type", "queries (bridges)", "as text", "two prompts (− shuffled)", "back-patching (− shuffled)")
     rows = [
-        f"| {line['type']} | {line['queries']} ({line['bridges']}) | {shown(line['text_plain'])} | "
-        f"{shown(line['two-prompts'])} ({shown(line['two-prompts_minus_shuffled'])}) | "
-        f"{shown(line['back-patching'])} ({shown(line['back-patching_minus_shuffled'])}) |"
+        (
+            line["type"],
+            f"{line['queries']} ({line['bridges']})",
+            shown(line["text_plain"]),
+            *(f"{shown(line[method])} ({shown(line[f'{method}_minus_shuffled'])})" for method in METHODS),
+        )
         for line in types.to_dict("records")
     ]
-    return "\n".join([head, *rows])
+    return markdown_table(head, rows)

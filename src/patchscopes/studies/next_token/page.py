@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 from patchscopes.analysis.intervals import Interval
 from patchscopes.results.entry import ranges
 from patchscopes.studies.figures import Curve, Panel, draw
+from patchscopes.studies.headline import failing, verdict
 from patchscopes.studies.next_token.design import (
     AFFINE,
     CONTROLS,
@@ -23,7 +24,7 @@ from patchscopes.studies.next_token.findings import HALF
 from patchscopes.studies.next_token.pairs import spread
 from patchscopes.studies.next_token.readings import PRECISION, SURPRISALS, Readings
 from patchscopes.studies.next_token.tables import SAYS_PROMPT, SAYS_TOKEN
-from patchscopes.studies.report import Finding, framed, shown, shown_p
+from patchscopes.studies.report import Finding, framed, markdown_table, shown, shown_p
 
 By = Mapping[tuple[str, str | None], Finding]
 Tables = Mapping[str, pd.DataFrame]
@@ -179,30 +180,13 @@ def _summary(by: By) -> list[str]:
     lines = []
     for prompt in IDENTITY:
         against = "; ".join(f"minus the {LABELS[lens]} {by[f'{PRECISION}-ahead/{prompt}', lens]}" for lens in LENSES)
-        standing = "" if stands(by, prompt) is None else f" {_standing(by, prompt)}"
+        name = f"controlled/{prompt}"
+        standing = f" {verdict(by, name, CONTROLS)}" if (name, None) in by else ""
         lines.append(
             f"- {LABELS[prompt].capitalize()}: precision@1 {by[f'{PRECISION}/{prompt}', None]}, a mean over the depth; "
             f"{against}.{standing}"
         )
     return lines
-
-
-def stands(by: By, name: str) -> bool | None:
-    """Whether a method is ahead of each of its controls; None where it has none."""
-    found = [by[f"controlled/{name}", c].stands for c in CONTROLS if (f"controlled/{name}", c) in by]
-    return all(found) if found else None
-
-
-def _standing(by: By, name: str) -> str:
-    failing = [control for control in CONTROLS if not by[f"controlled/{name}", control].stands]
-    if not failing:
-        return f"It stands beside each of {', '.join(CONTROLS)}."
-    return f"**It does not stand**: beside {', '.join(failing)} the interval reaches 0 or below."
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table in Markdown."""
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows))
 
 
 def _methods(by: By) -> str:
@@ -211,17 +195,19 @@ def _methods(by: By) -> str:
         surprisals = [str(by.get((f"{score}/{name}", None), "–")) for score in SURPRISALS]
         scores = [str(by[f"{score}/{name}", None]) for score in (PRECISION, "early")]
         rows.append([LABELS[name], *scores, _half(by[f"half/{name}", None]), *surprisals])
-    return _table(("method", "precision@1", "first quarter", "half from ℓ", "under source", "under patched"), rows)
+    return markdown_table(
+        ("method", "precision@1", "first quarter", "half from ℓ", "under source", "under patched"), rows
+    )
 
 
 def _controlled(by: By) -> str:
     rows = []
     for name in METHODS:
-        stood = stands(by, name)
-        if stood is not None:
-            beside = [by[f"controlled/{name}", control] for control in (None, *CONTROLS)]
-            rows.append([LABELS[name], *map(str, beside), "yes" if stood else "**no**"])
-    return _table(("method", "precision@1", *(f"minus {control}" for control in CONTROLS), "stands"), rows)
+        found = f"controlled/{name}"
+        if (found, None) in by:
+            beside = [str(by[found, control]) for control in (None, *CONTROLS)]
+            rows.append([LABELS[name], *beside, "**no**" if failing(by, found, CONTROLS) else "yes"])
+    return markdown_table(("method", "precision@1", *(f"minus {control}" for control in CONTROLS), "stands"), rows)
 
 
 def _half(finding: Finding) -> str:
@@ -244,7 +230,7 @@ def _lenses(by: By) -> str:
                 *(str(by.get((f"{score}-ahead/{prompt}", lens), "–")) for score in SURPRISALS),
             ]  # fmt: skip
             rows.append(cells)
-    return _table(head, rows)
+    return markdown_table(head, rows)
 
 
 def _where(by: By, ahead: pd.DataFrame) -> str:
@@ -255,7 +241,7 @@ def _where(by: By, ahead: pd.DataFrame) -> str:
             chosen = (by.get((f"{name}/{prompt}", lens)) for name in ("most-ahead", "most-behind"))
             said = ["–" if one is None else f"{one}, p {shown_p(one.p)}" for one in chosen]
             rows.append([LABELS[prompt], LABELS[lens], *_sides(ahead, prompt, lens), *said])
-    return _table(head, rows)
+    return markdown_table(head, rows)
 
 
 def _sides(ahead: pd.DataFrame, prompt: str, lens: str) -> tuple[str, str]:
@@ -274,7 +260,7 @@ def _by_layer(curves: pd.DataFrame) -> str:
     step = -(-len(layers) // SHOWN_LAYERS)
     table = some.pivot_table(index="source_layer", columns="method", values="estimate")
     rows = [[str(layer), *(shown(float(table.loc[layer, name])) for name in METHODS)] for layer in layers[::step]]
-    return _table(("ℓ", *(LABELS[name] for name in METHODS)), rows)
+    return markdown_table(("ℓ", *(LABELS[name] for name in METHODS)), rows)
 
 
 def _pairs_found(by: By, table: pd.DataFrame) -> list[str]:
