@@ -233,7 +233,13 @@ def _inputs(model: PreTrainedModel, ids: Sequence[int], masked: Sequence[int] = 
     seen = torch.ones(n, n, dtype=torch.bool).tril()
     seen[:, list(masked)] = False
     seen |= torch.eye(n, dtype=torch.bool)
-    mask = torch.zeros(1, 1, n, n).masked_fill(~seen, torch.finfo(torch.float32).min)
+    near = torch.ones(n, n, dtype=torch.bool).triu(1 - (getattr(model.config, "sliding_window", None) or n))
+    full, sliding = (
+        torch.zeros(1, 1, n, n).masked_fill(~some, torch.finfo(torch.float32).min) for some in (seen, seen & near)
+    )
+    kinds = set(getattr(model.config, "layer_types", None) or ())
+    both = {"full_attention": full, "sliding_attention": sliding}
+    mask = both if len(kinds) > 1 else sliding
     return {"input_ids": row, "attention_mask": mask, "position_ids": torch.arange(n)[None]}
 
 

@@ -31,7 +31,7 @@ from patchscopes.reference import Reference
 from patchscopes.run import run_cells
 from patchscopes.spec import Cell, InspectionPrompt, Site, Source, State, Write
 
-# Within the window of the families that have one.
+# Prompts are within the window of the families that have one; sources may be longer.
 FAMILIES = [name for name in families.FAMILIES if name not in families.ALIBI]
 SLIDING = families.SLIDING
 SOURCE = (17, 33, 60, 21, 45, 70, 19)
@@ -40,7 +40,7 @@ TARGET = (30, 31, 64, 22, 40, 90, 35)
 
 def plain_cells(model: Model, kind: str = "text") -> list[Cell]:
     """Masks in the source, and in the prompt before, around and behind what is written, its end included."""
-    source, target = (SOURCE, TARGET) if model.window is None else (SOURCE[:4], TARGET[:3])
+    target = TARGET if model.window is None else TARGET[:3]
     n = len(target)
     places = [((1,), (n - 1,)), ((0,), (1,)), ((1,), (0,)), ((0,), tuple(range(1, n)))]
     if n > 4:
@@ -48,8 +48,9 @@ def plain_cells(model: Model, kind: str = "text") -> list[Cell]:
     cells = []
     for k, (written, masked) in enumerate(places):
         for layer in range(model.n_layers + 1):
-            hidden = ((), (0, 1), (1,))[(k + layer) % 3]
-            state = State(source, 2 if hidden == (0, 1) else 3, (layer + k) % (model.n_layers + 1), hidden)
+            hidden = ((), (0, 1), (1,), (1, 4))[(k + layer) % 4]  # of a source that is longer than the windows
+            position = {(0, 1): 2, (1, 4): 6}.get(hidden, 3)
+            state = State(SOURCE, position, (layer + k) % (model.n_layers + 1), hidden)
             write = Write(Site(layer), written, (state,) * len(written))
             cells.append(replace(make_cell(model, write, target, kind), masked=masked))
     cells += [replace(make_cell(model, None, target, kind), masked=masked) for _, masked in places]
