@@ -30,7 +30,9 @@ def test_sources_are_texts(llama: Model) -> None:
 WRONG_TYPES = """
 from conftest import tiny_model
 from patchscopes import InspectionPrompt, Source, inspect
-from patchscopes.errors import SpecError
+from patchscopes.errors import MappingError, SourceError, SpecError
+from patchscopes.lenses import lens_table
+from patchscopes.mappings import fit
 
 def told(source=None, **options):
     given = [Source("go to Spain", **source)] if source else "go to Spain"
@@ -47,6 +49,15 @@ odd = InspectionPrompt("x of {}", at=1.5, chat="no")
 told({"prompt": odd})
 told(prompt=odd)
 told({"prompt": InspectionPrompt(5)})
+model = tiny_model("llama")
+try:
+    fit(model, model, ["the cat"], [1, 2])
+except MappingError as error:
+    print(error)
+try:
+    lens_table(model, 5)
+except SourceError as error:
+    print(error)
 """
 
 
@@ -64,6 +75,8 @@ def test_what_is_of_a_wrong_type_is_told() -> None:
         odd,
         odd,
         "the inspection prompt 5 cannot be used: text must be a text, not 5.",
+        "pairs of layers are (ℓ, ℓ*), such as [(5, 5), (5, 10)], not [1, 2].",
+        "a lens reads one text, not a int: 5.",
     ], done.stderr
 
 

@@ -204,10 +204,11 @@ def test_a_bad_prompt_of_its_own_fails_its_source_alone(llama: Model) -> None:
 @pytest.mark.parametrize(
     ("options", "error", "said"),
     [
-        ({"source_mask": "no such"}, PositionError, "occurs 0 times"),
+        ({"source_mask": "no such"}, PositionError, r"the mask 'no such' occurs 0 times in .*, in its case\.\n"),
+        ({"source_mask": "the coun"}, PositionError, "the mask 'the coun' ends inside a token"),
         ({"source_mask": "of Spain"}, PositionError, "which 'of Spain' masks; read another"),
         ({"source_mask": " "}, PositionError, "give a phrase"),
-        ({"source_mask": "ountry"}, PositionError, "token"),
+        ({"source_mask": "ountry"}, PositionError, "the mask 'ountry' begins inside a token"),
         ({"prompt": QUERY}, PromptError, "needs target_at"),
         ({"prompt": InspectionPrompt(QUERY)}, PlaceholderError, "or name it by target_at"),
         ({"prompt": "the {} of", "target_at": "of"}, OptionError, "give one of them"),

@@ -58,7 +58,7 @@ _SHAPES: list[tuple[str, tuple[int, ...]]] = [("weight", (32, 32)), ("bias", (32
 
 def test_the_logit_lens_in_all_forms(tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     base = ["lens", "logit", TEXT, "--model", str(tiny_folder), "--layers", "0-2,4"]
-    done = run([*base, "--top", "2"], capsys)
+    done = run([*base, "--top-k", "2"], capsys)
     assert done.code == 0
     assert "logit lens" in done.out
     assert [line[0] for line in done.out.splitlines() if line[:1].isdigit()][:4] == ["4", "2", "1", "0"]
@@ -133,10 +133,11 @@ def test_what_a_user_may_get_wrong(
     model = ["--model", str(tiny_folder)]
     refused(["lens", "turned", TEXT, *model], capsys, "there is no 'turned' lens; there are logit and tuned")
     refused(["lens", "logit", "  ", *model], capsys, "TEXT is empty; give at least one word")
-    refused(["lens", "logit", " cat" * 200, *model], capsys, "the text has 200 tokens", "is 128; give a shorter one")
+    refused(["lens", "logit", " cat" * 200, *model], capsys, "the text has 200 tokens", "context (128). Shorten")
     refused(["lens", "logit", TEXT, *model, "--layers", "9"], capsys, "layer 9 is out of range")
-    refused(["lens", "logit", TEXT, *model, "--top", "0"], capsys, "top_k is 0")
+    refused(["lens", "logit", TEXT, *model, "--top-k", "0"], capsys, "top_k is 0")
     refused(["lens", "logit", TEXT, *model, "--lens", "x"], capsys, "is not trained, so that --lens means nothing")
+    refused(["lens", "logit", TEXT, *model, "--seed", "0"], capsys, "is not trained, so that --seed means nothing")
     refused(["lens", "tuned", TEXT, *model, "--lens", "x", "--text", "y"], capsys, "give one of them")
     refused(["lens", "logit", TEXT, *model, "--out", str(tmp_path / "no" / "x.json")], capsys, "cannot write")
     refused(["lens", "tuned", TEXT, *model, "--save", str(tmp_path / "no" / "f")], capsys, "there is no such folder")

@@ -156,7 +156,10 @@ def test_what_cannot_be_read(llama: Model, monkeypatch: pytest.MonkeyPatch) -> N
         lens_table(llama, TEXT, made_up(tiny_model("mistral")))
     side = Side.of(llama)
     part = Mappings("affine", side, side, {(1, 4): Mapping(torch.eye(32), torch.zeros(32))})
-    assert lens_table(llama, TEXT, part, layers=(1, 4)).name == f"affine lens {part.digest[:8]}"
+    table = lens_table(llama, TEXT, part, layers=(1, 4))
+    assert table.name == f"affine lens {part.digest[:8]}"
+    with pytest.raises(LayerError, match="layer 2 is not in this table; it has 1, 4"):
+        table[2, 0]
     with pytest.raises(MappingError, match=r"not fitted for \(ℓ, ℓ\*\) = \(2, 4\); it has ℓ = 1 with ℓ\* = 4"):
         lens_table(llama, TEXT, part, layers=(1, 2))
 

@@ -12,7 +12,7 @@ from conftest import tiny_model
 from odd_tokenizers import model_with
 from patchscopes.data import Passage, load_prose
 from patchscopes.errors import MappingError, OptionError
-from patchscopes.mappings import FitOptions, Kind, Mappings, Quality, fit, fit_several, held_out_quality
+from patchscopes.mappings import FitOptions, Kind, Mapping, Mappings, Quality, fit, fit_several, held_out_quality
 from patchscopes.mappings import texts as texts_module
 from patchscopes.mappings.fitting import RIDGES
 from patchscopes.mappings.texts import FitTexts
@@ -236,3 +236,10 @@ def test_kinds_that_are_not_fitted_here(llama: Model) -> None:
         fit_several(llama, llama, PASSAGES, [(1, 3)], kinds=())
     with pytest.raises(OptionError, match=r"ridge is 0\.1, but maps of kind affine have none"):
         fit(llama, llama, PASSAGES, [(1, 3)], options=FitOptions(ridge=0.1))
+
+
+def test_states_of_another_width_are_told() -> None:
+    mapping = Mapping(torch.zeros(3, 5), torch.zeros(5))
+    with pytest.raises(MappingError, match=r"states of shape \(2, 4\) were given; this mapping takes \(…, 3\)"):
+        mapping(torch.zeros(2, 4))
+    assert repr(mapping) == "Mapping(3 → 5, None)"

@@ -25,11 +25,11 @@ TEXT_HELP = "tuned: a text file, or a folder of them, to train on.  [default: Py
 @click.argument("text")
 @model_options
 @click.option("--layers", default="all", show_default=True, help="Layers to read: all, 3, 0-12, 0-4,8.")
-@click.option("--top", "top_k", default=1, show_default=True, help="Tokens to list of each cell.")
+@click.option("--top-k", default=1, show_default=True, help="Tokens to list of each cell.")
 @click.option("--lens", "path", default=None, type=click.Path(), help=LENS_HELP)
 @click.option("--save", default=None, type=click.Path(), help="tuned: write the lens here as well.")
 @click.option("--text", "prose", default=None, type=click.Path(), help=TEXT_HELP)
-@click.option("--seed", default=0, show_default=True, help="tuned: of training.")
+@click.option("--seed", default=None, type=int, help="tuned: of training.  [default: 0]")
 @click.option("--bos", type=click.Choice(["auto", "always", "never"]), default="auto", show_default=True)
 @click.option("--out", default=None, help="Write here instead of standard output.")
 @click.option(
@@ -83,7 +83,8 @@ def _check(kind: str, options: Mapping[str, Any]) -> None:
             f'there is no {kind!r} lens; there are logit and tuned, as in patchscopes lens logit "The Eiffel Tower is '
             'in".'
         )
-    given = [f"--{name}" for name, key in (("lens", "path"), ("save", "save"), ("text", "prose")) if options[key]]
+    named = (("lens", "path"), ("save", "save"), ("text", "prose"), ("seed", "seed"))
+    given = [f"--{name}" for name, key in named if options[key] is not None]
     if kind == "logit" and given:
         raise OptionError(
             f"the logit lens is not trained, so that {given[0]} means nothing; leave it out, or ask for tuned."
@@ -103,7 +104,7 @@ def _lens(model: "Model", options: Mapping[str, Any]) -> "Mappings":
     if options["path"]:
         lens = load_tuned_lens(options["path"], model)
     else:
-        texts, training = load_prose(options["prose"]), TunedOptions(seed=options["seed"])
+        texts, training = load_prose(options["prose"]), TunedOptions(seed=options["seed"] or 0)
         lens = kept_lens(model, texts, Settings.from_env(), training, notify=lambda said: click.echo(said, err=True))
     if options["save"]:
         lens.save(options["save"])

@@ -110,7 +110,7 @@ def split_sections(
     if len(sizes) < len(shares):
         raise DataError(
             f"{len(passages)} passages in {len(sizes)} sections cannot be split into {len(shares)} parts without a "
-            f"section in two of them; give text in at least {len(shares)} files, or one file of more than "
+            f"section in two of them; give at least {len(shares)} texts or files, or one of more than "
             f"{SECTION_PASSAGES * (len(shares) - 1)} passages."
         )
     part_of = _dealt(sizes, shares, seed)

@@ -16,6 +16,7 @@ from rich.console import Console, ConsoleOptions, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from patchscopes.errors import LayerError
 from patchscopes.results.entry import cropped, percent
 from patchscopes.spec import Bos, Ids, TopToken
 
@@ -65,10 +66,12 @@ class LensTable:
     def __getitem__(self, place: tuple[int, int]) -> LensCell:
         """The cell at (layer, position)."""
         layer, position = place
-        return self.cells[self.layers.index(layer) * len(self.ids) + position]
+        return self.of_layer(layer)[position]
 
     def of_layer(self, layer: int) -> tuple[LensCell, ...]:
-        """The cells of one layer, in the order of positions."""
+        """The cells of one layer, in the order of positions. Raises LayerError for one that is not in the table."""
+        if layer not in self.layers:
+            raise LayerError(f"layer {layer} is not in this table; it has {', '.join(map(str, self.layers))}.")
         start = self.layers.index(layer) * len(self.ids)
         return self.cells[start : start + len(self.ids)]
 

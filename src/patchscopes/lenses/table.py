@@ -76,6 +76,8 @@ def _check(model: Model, layers: Sequence[int], top_k: int) -> None:
 
 
 def _tokens(model: Model, text: str, bos: Bos) -> Tokenized:
+    if not isinstance(text, str):
+        raise SourceError(f"a lens reads one text, not a {type(text).__name__}: {text!r}.")
     tokenized = tokenize(model, text, bos=bos) if text.strip() else None
     if tokenized is None or not len(tokenized):
         raise SourceError("the text is empty; give at least one word.")

@@ -86,7 +86,11 @@ def moments_of(
 
 def _checked(source: Model, target: Model, pairs: Iterable[Pair]) -> tuple[Pair, ...]:
     """The pairs in order, each once."""
-    found = tuple(sorted(set(pairs)))
+    given = list(pairs)
+    entries: list[object] = [*given]
+    if not all(isinstance(entry, tuple) and len(entry) == 2 for entry in entries):
+        raise MappingError(f"pairs of layers are (ℓ, ℓ*), such as [(5, 5), (5, 10)], not {given!r}.")
+    found = tuple(sorted(set(given)))
     if not found:
         raise MappingError("no pair of layers (ℓ, ℓ*) was given; give at least one, such as (5, 5).")
     for part, model, side in (("source", source, 0), ("target", target, 1)):

@@ -65,7 +65,7 @@ class Quality:
     kl: float | None = None
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Mapping:
     """One f: h ↦ h W + b, in float32."""
 
@@ -78,9 +78,17 @@ class Mapping:
             raise MappingError("a mapping holds numbers that are not finite; fit it on more text, or with more ridge.")
 
     def __call__(self, states: Float[Tensor, "*batch d_source"]) -> Float[Tensor, "*batch d_target"]:
-        """`states` mapped, in float32."""
+        """`states` mapped, in float32. Raises MappingError for states of another width."""
+        if states.shape[-1:] != self.weight.shape[:1]:
+            raise MappingError(
+                f"states of shape {tuple(states.shape)} were given; this mapping takes (…, {self.weight.shape[0]})."
+            )
         weight, bias = self.weight.to(states.device), self.bias.to(states.device)
         return states.float() @ weight + bias
+
+    def __repr__(self) -> str:
+        d_source, d_target = self.weight.shape
+        return f"Mapping({d_source} → {d_target}, {self.quality})"
 
     @cached_property
     def digest(self) -> str:

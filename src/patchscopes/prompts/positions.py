@@ -56,15 +56,18 @@ def resolve_mask(model: Model, text: Tokenized, phrase: str) -> tuple[int, ...]:
     """
     if not phrase.strip():
         raise PositionError(f"the mask is {phrase!r}; give a phrase of {text.text!r}.")
-    marked = resolve_marked(model, text, f"span:{phrase.removeprefix('span:')}")
-    assert marked.span is not None
-    first = text.spans[marked.positions[0]][0]
-    if text.text[first : marked.span[0]].strip():
+    verify_spans(model, text)
+    try:
+        span = _find(text, phrase.removeprefix("span:"), "")
+        covering = _covering(text, *span, phrase)
+    except PositionError as error:
+        raise PositionError(f"the mask {error}") from None
+    if text.text[text.spans[covering[0]][0] : span[0]].strip():
         raise PositionError(
             f"the mask {phrase!r} begins inside a token of {text.text!r}; begin it where a token does."
-            f"\n{text.table(marked.positions)}"
+            f"\n{text.table(covering)}"
         )
-    return marked.positions
+    return covering
 
 
 def _as_number(at: object) -> int | None:
@@ -83,12 +86,12 @@ def _in_range(source: Tokenized, number: int) -> int:
     return number % len(source)
 
 
-def _find(source: Tokenized, phrase: str) -> Span:
-    """The one place in the text that `phrase` names."""
+def _find(source: Tokenized, phrase: str, instead: str = ", or a position") -> Span:
+    """The one place in the text that `phrase` names; `instead` is what could be given too."""
     if phrase.startswith("re:"):
-        return _only(source, phrase, _matches(source, phrase.removeprefix("re:")))
+        return _only(source, phrase, _matches(source, phrase.removeprefix("re:")), instead)
     if phrase.startswith("text:"):
-        return _only(source, phrase, _occurrences(source.text, phrase.removeprefix("text:")))
+        return _only(source, phrase, _occurrences(source.text, phrase.removeprefix("text:")), instead)
     numbered = re.fullmatch(r"(.+)#([1-9]\d*)", phrase, flags=re.DOTALL)
     if numbered is None:
         found = _occurrences(source.text, phrase)
@@ -97,7 +100,7 @@ def _find(source: Tokenized, phrase: str) -> Span:
             raise PositionError(
                 f"{phrase!r}: occurrences count from 1, so that {below[1]}#1 is the first.\n{source.table()}"
             )
-        return _only(source, phrase, found)
+        return _only(source, phrase, found, instead)
     plain, nth = numbered[1], int(numbered[2])
     found = _occurrences(source.text, plain)
     if nth > len(found):
@@ -122,13 +125,13 @@ def _matches(source: Tokenized, pattern: str) -> list[Span]:
         raise PositionError(f"{pattern!r} is no regular expression: {error}.") from error
 
 
-def _only(source: Tokenized, phrase: str, found: Sequence[Span]) -> Span:
+def _only(source: Tokenized, phrase: str, found: Sequence[Span], instead: str) -> Span:
     if len(found) == 1:
         return found[0]
     if not found:
-        advice = "give a phrase of the text, in its case, or a position"
+        advice = f"give a phrase of the text, in its case{instead}"
     elif phrase.startswith(("re:", "text:")):
-        advice = "give more of the text, or a position"
+        advice = f"give more of the text{instead}"
     else:
         advice = f"name one, as in {phrase}#2, or give more of the text"
     raise PositionError(
