@@ -149,6 +149,12 @@ def test_prompts_tokens_and_models(tiny_folder: Path, capsys: pytest.CaptureFixt
     assert "attention sink" in tokens.err
     prompt = run(["tokens", "--prompt", "the capital of {} is", "--model", str(tiny_folder)], capsys)
     assert [line for line in prompt.out.splitlines() if line.startswith(">")] == [">    3      298  ' x'"]
+    there = ["--target-at", " capital of", "--target-mask", " cat is"]
+    prompt = run(["tokens", "--prompt", "the capital of the cat is", *there, "--model", str(tiny_folder)], capsys)
+    assert [line[0] for line in prompt.out.splitlines()] == [" ", " ", " ", ">", " ", "-", "-", ">"]
+    assert "no later token can attend" in prompt.out
+    refused = run(["tokens", "the cat", "--target-at", "cat", "--model", str(tiny_folder)], capsys)
+    assert (refused.code, "--target-at is about an inspection prompt" in refused.err) == (2, True)
     assert run(["tokens", "a", "--prompt", "b {}"], capsys).code == run(["tokens"], capsys).code == 2
     models = run(["models"], capsys)
     assert "smollm2-135m (default)" in models.out

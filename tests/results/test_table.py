@@ -279,3 +279,24 @@ def test_rich_and_notebooks_show_the_table() -> None:
     assert " other 1" in console.export_text()
     assert results(*grid())._repr_html_().startswith("<p><b>source 0")
     assert "0 rows: none" in as_text(results())
+
+
+def test_a_heading_says_what_no_placeholder_shows() -> None:
+    prompt = {"name": None, "text": "the capital of it is", "at": "span:capital of", "mask": " it"}
+    source = {"text": "I went to Spain", "expect": ["Madrid"], "mask": None}
+    row = make_row(prompt="the capital of it is", target_positions=(1, 2))
+    masked = Results(
+        [row], model=MADE_BY["model"], complete=True, spec={"sources": [source], "prompts": [prompt], "mask": "I went"}
+    )
+    line = " ".join(as_text(masked, 400).split())
+    assert "written at positions 1–2, named “span:capital of” · masked in the source “I went”" in line
+    assert "masked in the prompt “ it” · expected “Madrid”" in line
+    own = {"sources": [{**source, "mask": "went"}], "prompts": [{**prompt, "at": 2, "mask": None}], "mask": "I went"}
+    line = " ".join(
+        as_text(
+            Results([replace(row, target_positions=(2,))], model=MADE_BY["model"], complete=True, spec=own), 400
+        ).split()
+    )
+    assert "written at position 2, named “2” · masked in the source “went”" in line
+    assert "masked in the prompt" not in line
+    assert "written at" not in as_text(results(row))

@@ -4,7 +4,7 @@ from typing import Any
 
 import click
 
-from patchscopes.cli.inspect import load_for, model_options
+from patchscopes.cli.inspect import MASK_HELP, TARGET_AT_HELP, load_for, model_options
 from patchscopes.errors import OptionError
 
 
@@ -23,23 +23,32 @@ def prompts_command() -> None:
 @click.command("tokens")
 @click.argument("text", required=False)
 @model_options
-@click.option("--prompt", default=None, help="An inspection prompt instead of TEXT: its placeholders are marked.")
+@click.option(
+    "--prompt", default=None, help="An inspection prompt instead of TEXT: what is written, and masked, is marked."
+)
 @click.option("--placeholder", default=None, help="The one-token word that stands at {}.")
+@click.option("--target-at", default=None, help=TARGET_AT_HELP)
+@click.option("--target-mask", default=None, metavar="PHRASE", help=MASK_HELP.format("prompt"))
 @click.option("--bos", type=click.Choice(["auto", "always", "never"]), default="auto", show_default=True)
-def tokens_command(text: str | None, prompt: str | None, placeholder: str | None, bos: Any, **options: Any) -> None:
+def tokens_command(text: str | None, prompt: str | None, bos: Any, **options: Any) -> None:
     """Show the tokens of TEXT, or of an inspection prompt, with positions and ids, and what to beware of."""
     from patchscopes.prompts import find_prompt, resolve_target, tokenize
     from patchscopes.prompts.tokens import cautions
 
+    named = {key: options.pop(key) for key in ("placeholder", "target_at", "target_mask")}
     if (text is None) == (prompt is None):
         raise OptionError(
             'give a text, as in patchscopes tokens "I went to Spain", or a prompt by --prompt; one of them.'
         )
     if prompt is not None:
-        found = find_prompt(prompt, placeholder=placeholder)
+        found = find_prompt(prompt, placeholder=named["placeholder"], at=named["target_at"], mask=named["target_mask"])
         target = resolve_target(load_for(options), found, bos=bos)
-        click.echo(target.tokenized.table(target.positions))
+        click.echo(target.tokenized.table(target.positions, target.masked))
+        if target.masked:
+            click.echo("> is overwritten; - is masked: no later token can attend to it")
         return
+    if without := [f"--{key.replace('_', '-')}" for key, value in named.items() if value is not None]:
+        raise OptionError(f"{without[0]} is about an inspection prompt; give one by --prompt instead of a text.")
     model = load_for(options)
     tokenized = tokenize(model, str(text), bos=bos)
     click.echo(tokenized.table())

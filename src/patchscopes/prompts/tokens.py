@@ -33,10 +33,10 @@ class Tokenized:
         """The text from its start to the end of the token at `position`."""
         return self.text[: max(end for _, end in self.spans[: position + 1])]
 
-    def table(self, mark: Sequence[int] = ()) -> str:
-        """A line per token: position, id, and text as it stands; marked positions get an arrow."""
+    def table(self, mark: Sequence[int] = (), masked: Sequence[int] = ()) -> str:
+        """A line per token: position, id, and text as it stands; marked positions get >, masked ones -."""
         lines = [
-            f"{'>' if position in mark else ' '} {position:>4}  {id:>7}  {token!r}"
+            f"{'>' if position in mark else '-' if position in masked else ' '} {position:>4}  {id:>7}  {token!r}"
             for position, (id, token) in enumerate(zip(self.ids, self.tokens, strict=True))
         ]
         return "\n".join(["  position     id  token", *lines])

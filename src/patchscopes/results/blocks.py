@@ -11,7 +11,8 @@ from types import MappingProxyType
 from typing import Literal
 
 from patchscopes.results.candidates import Candidates, mark
-from patchscopes.results.entry import Entry, Kind, escaped, first_line, percent, quoted, ranges
+from patchscopes.results.entry import Entry, Kind, escaped, first_line, percent, ranges
+from patchscopes.results.headings import heading_of
 from patchscopes.results.rows import Record
 from patchscopes.spec import Row
 
@@ -179,7 +180,7 @@ def block_of(rows: Sequence[Row], beside: Beside, results: Record) -> Block:
         texts.append([beside.candidates.raised(row) for row in rows])
     texts += [[beside.marked(row) for row in found] for found in columns.values()]
     return Block(
-        heading=_heading(rows[0], results),
+        heading=heading_of(rows[0], results.spec),
         once=tuple(under),
         columns=(*header, *(Column(name, "control") for name in columns)),
         lines=tuple(zip(*keys.values(), *texts, strict=True)),
@@ -245,31 +246,6 @@ def _text_column(rows: Sequence[Row], beside: Beside) -> str:
     if any(row.candidate is not None for row in rows):
         return f"likeliest of {beside.candidates.n_of(rows)}: ln p (Δ)"
     return "next token" if any(row.top is not None for row in rows) else "text"
-
-
-def _heading(first: Row, results: Record) -> str:
-    parts = [
-        f"source {first.source_index} {quoted(first.source or '', 60)}",
-        f"token {first.token!r} at position {first.position}",
-        f"prompt {quoted(first.prompt or '', 60)}",
-    ]
-    if first.source_next is not None:
-        parts.append(f"its own next token {first.source_next!r}")
-    answers = answers_of(first, results.spec)
-    if answers:
-        parts.append(f"expected {' or '.join(quoted(answer, 30) for answer in answers)}")
-    return " · ".join(parts)
-
-
-def answers_of(row: Row, spec: Mapping[str, object]) -> list[str]:
-    """The answers that were expected of this row's source, as far as the specification tells."""
-    sources = spec.get("sources")
-    own: object = ()
-    if isinstance(sources, list | tuple) and row.source_index is not None and row.source_index < len(sources):
-        source = sources[row.source_index]
-        own = source.get("expect") if isinstance(source, Mapping) else ()
-    answers = own or spec.get("expect")
-    return [str(answer) for answer in answers] if isinstance(answers, list | tuple) else []
 
 
 def entry(row: Row, *, n_top: int = N_TOP) -> Entry:

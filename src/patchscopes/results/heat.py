@@ -13,9 +13,10 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from patchscopes.results.blocks import Beside, answers_of
+from patchscopes.results.blocks import Beside
 from patchscopes.results.candidates import NAME_WIDTH, Candidates
 from patchscopes.results.entry import cropped, nats
+from patchscopes.results.headings import answers_of
 from patchscopes.results.plot import SIZE, LayersFigure, families, fitted, title_of
 from patchscopes.results.rows import Record
 from patchscopes.results.summary import caption

@@ -17,9 +17,10 @@ from matplotlib.font_manager import findfont, get_font, get_font_names
 from matplotlib.ft2font import FT2Font
 
 from patchscopes.errors import OptionError
-from patchscopes.results.blocks import Beside, Block, answers_of, block_of, marked, place_of
+from patchscopes.results.blocks import Beside, Block, block_of, marked, place_of
 from patchscopes.results.candidates import Candidates
 from patchscopes.results.entry import Entry, escaped, quoted, ranges
+from patchscopes.results.headings import answers_of
 from patchscopes.results.rows import Record
 from patchscopes.results.summary import caption
 from patchscopes.spec import Row
