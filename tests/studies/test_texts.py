@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from patchscopes.errors import OptionError
+from patchscopes.errors import DataError, OptionError
 from patchscopes.spec import Row
 from patchscopes.studies.texts import Table
 from rows import make_row, results
@@ -73,6 +73,10 @@ def test_failed_rows_are_missing_with_the_first_reason() -> None:
     )
     assert found.missing == {1: "too long", 2: "empty"}
     assert found.items() == [0, 3]
+    with pytest.raises(
+        DataError, match=r"unpatched at .* failed, and nothing could be compared without it: not finite"
+    ):
+        found.once("unpatched", number, [0])
 
 
 def test_inert_rows_are_never_scored_and_a_missing_row_is_an_error() -> None:

@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from patchscopes.errors import OptionError
+from patchscopes.errors import DataError, OptionError
 from patchscopes.spec import Row
 
 Place = tuple[int | None, int | None]  # (ℓ, ℓ*)
+Key = tuple[str | None, int | None, Place, int]  # control, item, (ℓ, ℓ*), draw
 Score = Callable[[int, Row], float]  # of the row, for the item
 
 
@@ -21,30 +22,35 @@ Score = Callable[[int, Row], float]  # of the row, for the item
 class Table:
     """The rows of one inspection prompt, by control, item, (ℓ, ℓ*) and draw; rows without a result are `missing`.
 
-    Where several rows would be one place's (candidates, samples), none of them is: whoever asks for it gets an error.
+    Where several rows would be one place's (candidates, samples), none of them is: whoever asks for it gets an error,
+    as for a row that failed, whose reason is in `failed`.
     """
 
-    rows: dict[tuple[str | None, int | None, Place, int], Row]
+    rows: dict[Key, Row]
     missing: dict[int, str]
     n_items: int
+    failed: dict[Key, str]
 
     @classmethod
     def of(cls, results: Iterable[Row], prompt: str | None, n_items: int) -> "Table":
         """The table of `prompt`'s rows, of all where None. An inert row is no result: it is never scored (rule 12)."""
-        rows: dict[tuple[str | None, int | None, Place, int], Row] = {}
-        twice: set[tuple[str | None, int | None, Place, int]] = set()
+        rows: dict[Key, Row] = {}
+        twice: set[Key] = set()
         missing: dict[int, str] = {}
+        failed: dict[Key, str] = {}
         for row in results:
             if prompt is not None and row.prompt not in (prompt, None):
                 continue
+            key = row.control, row.source_index, (row.source_layer, row.target_layer), row.draw
             if row.status == "ok":
-                key = row.control, row.source_index, (row.source_layer, row.target_layer), row.draw
                 if key in rows:
                     twice.add(key)
                 rows[key] = row
-            elif row.status == "failed" and row.source_index is not None:
-                missing.setdefault(row.source_index, row.reason or "failed")
-        return cls({key: row for key, row in rows.items() if key not in twice}, missing, n_items)
+            elif row.status == "failed":
+                failed[key] = row.reason or "failed"
+                if row.source_index is not None:
+                    missing.setdefault(row.source_index, failed[key])
+        return cls({key: row for key, row in rows.items() if key not in twice}, missing, n_items, failed)
 
     def items(self) -> list[int]:
         """The items that have all of their results."""
@@ -82,8 +88,14 @@ class Table:
 
     def _row(self, control: str | None, item: int, place: Place, draw: int) -> Row:
         for source in (item, None):  # a control without a source belongs to every item
-            if (row := self.rows.get((control, source, place, draw))) is not None:
+            key = control, source, place, draw
+            if (row := self.rows.get(key)) is not None:
                 return row
+            if key in self.failed:
+                raise DataError(
+                    f"{control or 'the cell'} at (ℓ, ℓ*) = {place} failed, and nothing could be compared without it: "
+                    f"{self.failed[key]}"
+                )
         raise OptionError(
             f"there is no row of {control or 'the cell'} for item {item} at (ℓ, ℓ*) = {place}, draw {draw}."
         )
