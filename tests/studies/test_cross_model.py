@@ -158,6 +158,24 @@ def test_what_the_text_itself_tells_stands_beside_it(found: Done) -> None:
     assert list(passages.source_says) == [source_says(text) for text in passages.text]
 
 
+def test_where_both_models_differ_it_is_told_whose_token_the_state_brings(found: Done, null: Done) -> None:
+    """Planted states bring the source's own; by chance, either's."""
+    for done in (found, null):
+        passages = done.report.tables["passages"]
+        apart = passages[passages.source_says.str.strip() != passages.target_reads.str.strip()]
+        assert 4 < len(apart) < len(passages)
+        for where in ("inside", "head"):
+            name, says = f"next-token/differing-{where}", apart[f"{where}_says"].str.strip()
+            own, left = done.report.finding(name), done.report.finding(name, "the target's own reading")
+            assert own.n_items == len(apart)
+            assert own.estimate == pytest.approx((says == apart.source_says.str.strip()).mean())
+            assert own.estimate - left.estimate == pytest.approx((says == apart.target_reads.str.strip()).mean())
+    assert found.report.finding("next-token/differing-inside").estimate == 1.0
+    assert found.report.finding("next-token/differing-inside", "the target's own reading").estimate == 1.0
+    assert not null.report.finding("next-token/differing-inside", "the target's own reading").stands
+    assert "says another next token: written below the last layer" in (found.out / "page.md").read_text()
+
+
 def test_the_best_of_many_stands_beside_the_best_of_others_states(null: Done) -> None:
     """It is inflated, and with other states it is as high."""
     best, left = null.report.finding("next-token/best"), null.report.finding("next-token/best", "shuffled")

@@ -13,6 +13,7 @@ from patchscopes.studies.report import Finding
 
 By = Mapping[tuple[str, str | None], Finding]
 NEXT, AKIN, FACTS = "next-token", "next-token-akin", "facts"
+AS_TARGET = "the target's own reading"
 WHERE_IN_WORDS: Mapping[Where, str] = {
     "inside": "a (kind, ℓ, ℓ*) chosen on other passages, ℓ* below the target's last layer",
     "head": "a (kind, ℓ) chosen on other passages, at the target's last layer, which its final norm and head read",
@@ -41,11 +42,27 @@ def _next_tokens(tokens: NextTokens) -> list[Finding]:
     for name, measure in ((NEXT, "same"), (AKIN, "akin")):
         reads = mean_interval(tokens.reads(measure), subjects, seed=seed, bounds=HIT)
         found.append(Finding.of(f"{name}/target-reads", reads, f"{AGREEMENT[name]}, where it reads the text itself"))
+    found += _differing(tokens)
     for kind in LINEAR:
         held = HeldOut.of(tokens.same, tokens.same.chosen(tokens.among("inside", [kind])))
         about = AGREEMENT[NEXT], f"an (ℓ, ℓ*) of {kind} maps chosen on other passages, ℓ* below the last layer"
         found += beside(f"{NEXT}/{kind}", held.own, held.beside, subjects, seed=seed, about=about)
     return found + _best(NEXT, tokens.same, tokens.among("inside"), seed)
+
+
+def _differing(tokens: NextTokens) -> list[Finding]:
+    """Where both models say different things of the text: whose next token does the mapped state bring?"""
+    items, seed = tokens.differing, tokens.design.setup.seed
+    if not items:
+        return []
+    subjects = [tokens.subjects[k] for k in items]
+    found = []
+    for where in WHERE:
+        some = tokens.held_out(where).only(items)
+        controls = {"shuffled": some.beside["shuffled"], AS_TARGET: tokens.as_target(where)[items]}
+        about = f"{AGREEMENT[NEXT]}, of passages of which the target itself says another", WHERE_IN_WORDS[where]
+        found += beside(f"{NEXT}/differing-{where}", some.own, controls, subjects, seed=seed, about=about)
+    return found
 
 
 def _facts(facts: Facts) -> list[Finding]:

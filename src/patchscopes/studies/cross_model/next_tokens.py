@@ -167,6 +167,17 @@ class NextTokens:
         agree = [MEASURES[measure](a, b) for a, b in zip(self.wanted, read, strict=True)]
         return np.array(agree, dtype=float)
 
+    @property
+    def differing(self) -> list[int]:
+        """The numbers of the items of which the target, reading the text itself, says something else."""
+        return np.flatnonzero(self.reads() == 0).tolist()
+
+    def as_target(self, where: Where) -> Floats:
+        """Whether, with the source's state written in, the target says what it says when it reads the text itself."""
+        placed = zip(self.items, self.held_out(where).places, strict=True)
+        rows = [(item, self.grids[place.kind].rows[None, item, place.pair, 0]) for item, place in placed]
+        return np.array([same(self.compared.read[item], self.said.next(row)) for item, row in rows], dtype=float)
+
     def majority(self, measure: str = "same") -> Floats:
         """What always saying the most frequent token of the other folds scores."""
         tokens = frozenset(self.wanted)

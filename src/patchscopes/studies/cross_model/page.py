@@ -10,7 +10,7 @@ from patchscopes.mappings import LINEAR
 from patchscopes.prompts import find_prompt
 from patchscopes.studies.cross_model.design import DRAWS, IDENTITY, N_FOLDS, Design
 from patchscopes.studies.cross_model.facts import FREQUENT
-from patchscopes.studies.cross_model.findings import AKIN, FACTS, NEXT, By
+from patchscopes.studies.cross_model.findings import AKIN, AS_TARGET, FACTS, NEXT, By
 from patchscopes.studies.cross_model.next_tokens import AS_TEXT, READS
 from patchscopes.studies.cross_model.placed import OWN_STATE
 from patchscopes.studies.figures import Bar, Curve, Panel, bars, draw
@@ -229,9 +229,28 @@ def _next(by: By, tables: Tables, design: Design) -> list[str]:
         f"{by[f'{NEXT}/target-reads', None]}. The mapped state minus that: {by[f'{NEXT}/inside', READS]} below the "
         f"last layer, {by[f'{NEXT}/head', READS]} at it. Where these "
         "are below 0, whoever has the text gets more from it than from the state.",
+        *_differing(by, design),
         f"- By the looser measure, one token beginning as the other: {by[f'{AKIN}/inside', None]}, "
         f"{by[f'{AKIN}/inside', 'shuffled']} more than shuffled (the text itself: {by[f'{AKIN}/target-reads', None]}).",
         _best(by, NEXT, "passage"),
+    ]
+
+
+def _differing(by: By, design: Design) -> list[str]:
+    """Of the passages of which both models say different things: whose next token the state brings."""
+    source, target = design.source.id, design.target.id
+    names = {label: f"{NEXT}/differing-{where}" for where, label in (("inside", "below"), ("head", "at"))}
+    if (names["below"], None) not in by:
+        return []
+    n = by[names["below"], None].n_items
+    parts = [
+        f"written {label} the last layer, the state of {source} brings its own next token in a share of "
+        f"{by[name, None]}, {by[name, 'shuffled']} more than other passages' states do, and {by[name, AS_TARGET]} more "
+        f"than it brings that of {target}"
+        for label, name in names.items()
+    ]
+    return [
+        f"- Of the {n} passages of which {target}, reading them itself, says another next token: {'; '.join(parts)}."
     ]
 
 
