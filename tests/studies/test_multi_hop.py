@@ -16,7 +16,7 @@ from patchscopes.spec import Result
 from patchscopes.studies import multi_hop, setup
 from patchscopes.studies.headline import NEEDED
 from patchscopes.studies.multi_hop import design
-from patchscopes.studies.multi_hop.design import METHODS
+from patchscopes.studies.multi_hop.design import METHODS, THOUGHTS
 from patchscopes.studies.report import Report
 from relation_cases import CAPITALS, of, relation
 from study_cases import SPEED, Saying, long_model, text_of
@@ -100,6 +100,19 @@ def test_the_gain_is_over_what_the_model_answers_as_text(found: Done, method: st
     assert gain.p == pytest.approx(4 * 2 / 2**9)
     assert found.report.finding(f"repaired/{method}").n_items == 2 * N_KNOWN - 8
     assert found.report.finding(f"repaired/{method}").estimate == 1.0
+
+
+@pytest.mark.parametrize("thought", THOUGHTS)
+def test_what_a_thought_brings_is_told_beside_the_query_alone(found: Done, thought: str) -> None:
+    """Two of 11 bridges are answered as text, and no query after a thought."""
+    assert found.report.finding(f"text/{thought}").estimate == 0
+    for without in ("plain", "plain-long"):
+        loss = found.report.finding(f"thought/{thought}", without)
+        assert loss.estimate == pytest.approx(-2 / (len(COUNTRIES) - 1)), without
+        assert loss.estimate == -found.report.finding(f"text/{without}").estimate
+        assert (loss.n_items, loss.n_subjects) == (2 * N_KNOWN, len(COUNTRIES) - 1)
+        assert loss.p == 1.0, "two bridges one way, 2 of 2² flips, four times"
+    assert "before the query 0.00" in found.page
 
 
 def test_what_is_compared_for_both_methods_is_corrected_for_both(found: Done) -> None:

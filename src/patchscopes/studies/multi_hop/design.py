@@ -39,6 +39,7 @@ TEXTS: Mapping[str, str] = MappingProxyType(
         "cot-after": f"“{COT}” behind the query",
     }
 )
+THOUGHTS = ("cot-before", "cot-after")
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from patchscopes.analysis.comparisons import sign_flip
 from patchscopes.analysis.intervals import Interval, mean_interval
 from patchscopes.studies.headline import DIFFERENCE, HIT, beside, holm_over
-from patchscopes.studies.multi_hop.design import METHODS, TEXTS
+from patchscopes.studies.multi_hop.design import METHODS, TEXTS, THOUGHTS
 from patchscopes.studies.multi_hop.outcome import Method, Outcome
 from patchscopes.studies.report import Finding
 
@@ -20,6 +20,7 @@ PLACE = "a (ℓ, ℓ*) chosen on queries of other bridges"
 def all_findings(outcome: Outcome) -> list[Finding]:
     """Texts first, then for each method its score, its gains, and how much of it is a prior."""
     found = [_rate(outcome, f"text/{name}", hits, _said(name)) for name, hits in outcome.texts.items()]
+    found += _thoughts(outcome)
     for method in outcome.methods.values():
         found += _chosen(outcome, method)
         found += _exists(outcome, method)
@@ -30,6 +31,20 @@ def all_findings(outcome: Outcome) -> list[Finding]:
     # Each of both over the methods.
     found = holm_over(found, lambda f: f.name.startswith("exists/") and f.control is not None)
     return holm_over(found, lambda f: f.name.startswith("repaired/") and f.control is not None)
+
+
+def _thoughts(outcome: Outcome) -> list[Finding]:
+    """What a thought brings, beside the query alone, as it is answered and with as many new tokens."""
+    found = []
+    for thought in THOUGHTS:
+        for without in ("plain", "plain-long"):
+            own = outcome.texts[thought]
+            left = own - outcome.texts[without]
+            p = sign_flip(left, outcome.queries.subjects, seed=outcome.seed).p
+            about = f"{_said(thought)}, minus: {_said(without)}; p: Holm over the thoughts"
+            interval = _difference(outcome, left, own)
+            found.append(Finding.of(f"thought/{thought}", interval, about, control=without, p=p))
+    return holm_over(found, lambda _: True)
 
 
 def _said(name: str) -> str:

@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 
 from patchscopes.studies.figures import Bar, Curve, Panel, bars, draw
 from patchscopes.studies.headline import verdict
-from patchscopes.studies.multi_hop.design import COT, DRAWS, METHODS, N_FOLDS, TEXTS
+from patchscopes.studies.multi_hop.design import COT, DRAWS, METHODS, N_FOLDS, TEXTS, THOUGHTS
 from patchscopes.studies.multi_hop.findings import By
 from patchscopes.studies.multi_hop.outcome import Outcome
 from patchscopes.studies.report import Finding, framed, markdown_table, shown, shown_p
@@ -79,8 +79,9 @@ def page(
         certainty=(
             "Intervals are 95 %, bootstrapped over bridges: queries that pass through the same country or company are "
             "one subject, since the same knowledge answers them. p of paired comparisons are of sign flips of whole "
-            "bridges, with Holm's correction: over the controls of a method, over all gains, and over both methods "
-            "where the paper's score, or what is answered of the queries that fail as text, stands beside shuffled. "
+            "bridges, with Holm's correction: over the controls of a method, over all gains, over what thoughts bring, "
+            "and over both methods where the paper's score, or what is answered of the queries that fail as text, "
+            "stands beside shuffled. "
             f"“Shuffled” is the mean over {DRAWS} other queries of the same type, whatever their answers: where many "
             "share an answer, it hits too. Where a query ends with π1, back-patching does not read free of it: the "
             "last token, from where the text goes on, is masked for what follows and still reads itself."
@@ -91,10 +92,13 @@ def page(
 
 def _summary(by: By) -> Iterator[str]:
     plain = by["text/plain", None]
-    thinks = max((by[f"text/{name}", None] for name in ("cot-before", "cot-after")), key=lambda f: f.estimate)
+    thoughts = "; ".join(
+        f"{word} the query {by[f'text/{name}', None]}, {_signed(by[f'thought/{name}', 'plain-long'])} against that"
+        for name, word in zip(THOUGHTS, ("before", "behind"), strict=True)
+    )
     yield (
-        f"- As text, {plain} of the queries are answered, though both hops are known; with “{COT}” {thinks} at best, "
-        f"and {by['text/plain-long', None]} as plain text of that length."
+        f"- As text, {plain} of the queries are answered, though both hops are known; with as many new tokens as a "
+        f"thought gets, {by['text/plain-long', None]}. With “{COT}” {thoughts}."
     )
     for name, label in METHODS.items():
         chosen, gain = by[f"chosen/{name}", None], by[f"gain/{name}", "plain"]
