@@ -155,6 +155,20 @@ def test_what_the_text_itself_tells_stands_beside_it(found: Done) -> None:
     assert list(passages.source_says) == [source_says(text) for text in passages.text]
 
 
+@pytest.mark.parametrize(("name", "table", "targets"), [
+    ("next-token/inside", "next-tokens", (0, 2)), ("next-token/head", "next-tokens", (6,)),
+    ("facts/all", "facts", (0, 2)),
+])  # fmt: skip
+def test_the_token_alone_stands_beside_it(found: Done, null: Done, name: str, table: str, targets: tuple[int]) -> None:
+    """At ℓ 0, where nothing is planted, through whichever map does best on other folds: never above the best of all."""
+    for done in (found, null):
+        own, left = done.report.finding(name), done.report.finding(name, "the token alone (ℓ = 0)")
+        lines = done.report.tables[table]
+        of_tokens = lines[(lines.source_layer == 0) & lines.target_layer.isin(targets)]
+        assert of_tokens.own.min() - 1e-9 <= own.estimate - left.estimate <= of_tokens.own.max() + 1e-9
+        assert left.stands == (done is found)
+
+
 def test_where_both_models_differ_it_is_told_whose_token_the_state_brings(found: Done, null: Done) -> None:
     """Planted states bring the source's own; by chance, either's."""
     for done in (found, null):

@@ -23,6 +23,7 @@ from patchscopes.studies.cross_model.maps import Maps
 from patchscopes.studies.cross_model.names import FITTED, IN_PROSE, names_in
 from patchscopes.studies.cross_model.placed import (
     OWN_STATE,
+    TOKEN,
     Beside,
     Floats,
     HeldOut,
@@ -185,7 +186,8 @@ class Facts:
             own = own_at(ran.own, score, ran.items, places)
             parts.append(drawn_at(self.beside[ran.case.name], score, ran.items, places) | {OWN_STATE: own})
         more = {control: np.concatenate([part[control] for part in parts]) for control in parts[0]}
-        return found.along(more | {FREQUENT: self.majority()})
+        tokens = self.placed.chosen(self.placed.of_tokens(self.design.inner_targets))
+        return found.along(more | {TOKEN: tokens.of(self.placed.own), FREQUENT: self.majority()})
 
     @property
     def slices(self) -> list[slice]:

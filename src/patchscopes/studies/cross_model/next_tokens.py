@@ -23,6 +23,7 @@ from patchscopes.studies.cross_model.maps import Maps
 from patchscopes.studies.cross_model.openings import Opening
 from patchscopes.studies.cross_model.placed import (
     OWN_STATE,
+    TOKEN,
     Beside,
     Floats,
     HeldOut,
@@ -128,8 +129,10 @@ class NextTokens:
 
     def among(self, where: Where, kinds: Sequence[Kind] = LINEAR) -> list[int]:
         """The placements, by number, that may be chosen."""
-        targets = self.design.inner_targets if where == "inside" else (self.design.target.n_layers,)
-        return self.same.eligible(kinds=kinds, targets=targets)
+        return self.same.eligible(kinds=kinds, targets=self._targets(where))
+
+    def _targets(self, where: Where) -> tuple[int, ...]:
+        return self.design.inner_targets if where == "inside" else (self.design.target.n_layers,)
 
     def places(self, where: Where) -> list[Placement]:
         """The placements that some fold chose, the most frequent first."""
@@ -151,10 +154,12 @@ class NextTokens:
         """The scores at the placements that were chosen without each item, beside every control."""
         found = HeldOut.of(self.placed(measure), self.same.chosen(self.among(where)))
         score = self.score(measure)
+        tokens = self.same.chosen(self.same.of_tokens(self._targets(where)))
         return found.along(
             {
                 **drawn_at(self.beside, score, self.items, found.places),
                 OWN_STATE: own_at(self.own, score, self.items, found.places),
+                TOKEN: tokens.of(self.placed(measure).own),
                 AS_TEXT: self.own.once("phrase-only", score, self.items),
                 READS: self.reads(measure),
                 FREQUENT: self.majority(measure),

@@ -12,7 +12,7 @@ from patchscopes.studies.cross_model.design import DRAWS, IDENTITY, N_FOLDS, Des
 from patchscopes.studies.cross_model.facts import FREQUENT
 from patchscopes.studies.cross_model.findings import AKIN, AS_TARGET, FACTS, NEXT, By
 from patchscopes.studies.cross_model.next_tokens import AS_TEXT, READS
-from patchscopes.studies.cross_model.placed import OWN_STATE
+from patchscopes.studies.cross_model.placed import OWN_STATE, TOKEN
 from patchscopes.studies.figures import Bar, Curve, Panel, bars, draw
 from patchscopes.studies.headline import verdict
 from patchscopes.studies.report import Finding, framed, markdown_table, shown, shown_p
@@ -125,11 +125,13 @@ def page(design: Design, findings: Sequence[Finding], tables: Tables, left_out: 
             "best-ofs of next tokens and of facts. “Shuffled” is the mean over "
             f"{DRAWS} other passages, or other subjects of the relation, whatever their answers. “The target's own "
             f"state” is the one that {target} itself has of the same token of the same text, read and written at the "
-            "same ℓ*: what a perfect map could bring there. “The token as text” is the token that is read, in the "
-            "placeholder's stead: what needs no more of the text than its last token. “The text itself” is what the "
-            f"target says next when it reads the text. {target} gives all of these facts from text, so that a state "
-            f"has only to tell which subject it is of: a hit does not show that {source} knows the object too. R² have "
-            "no interval: they are of one held-out part of the prose."
+            "same ℓ*: what a perfect map could bring there. “The token alone” is the state at ℓ = 0, which is the same "
+            "whatever stands before the token, through a map as well, kind and ℓ* chosen on other folds. “The token as "
+            "text” is the token that is read, in the placeholder's stead: what needs no more of the text than its last "
+            "token. “The text itself” is what the target says next when it reads the text. "
+            f"{target} gives all of these facts from text, so that a state has only to tell which subject it is of: a "
+            f"hit does not show that {source} knows the object too. R² have no interval: they are of one held-out part "
+            "of the prose."
         ),
         left_out=left_out,
     )
@@ -170,6 +172,15 @@ def _than_text(left: Finding) -> str:
     if left.low > 0:
         return "that is more than reading the text itself tells"
     return "whether reading the text itself tells more cannot be told from so few passages"
+
+
+def _than_token(left: Finding) -> str:
+    if left.low > 0:
+        return "So it is more than a dictionary, which puts one vocabulary's word for the other's, would do."
+    return (
+        "A dictionary from the tokens of the one model to those of the other would do as well, as far as can be told: "
+        "these hits do not show that anything but the last token crosses."
+    )
 
 
 def _than_own(left: Finding) -> str:
@@ -220,8 +231,8 @@ def _next(by: By, tables: Tables, design: Design) -> list[str]:
             f"- {label} {target}: at a placement chosen on other passages it says the next token of {source} in "
             f"a share of {by[name, None]} of the {passages}; {by[name, 'shuffled']} more than with other "
             f"passages' states, {by[name, 'zero']} more than with the bias alone, {by[name, AS_TEXT]} more than with "
-            f"the token itself as text. {_verdict(by, name)} Chosen most often: "
-            f"{_placements(table, f'n_chosen_{where}')}."
+            f"the token itself as text, {by[name, TOKEN]} more than with the token alone through a map. "
+            f"{_verdict(by, name)} Chosen most often: {_placements(table, f'n_chosen_{where}')}."
         )
     return [
         *lines,
@@ -266,7 +277,8 @@ def _facts(by: By, tables: Tables, design: Design) -> list[str]:
         "giving the most frequent answer. "
         f"{_verdict(by, name)} Chosen most often: {_placements(tables['facts'])}.",
         f"- The mapped state minus the state that {target} itself has of the subject, at the same ℓ*: "
-        f"{by[name, OWN_STATE]}.",
+        f"{by[name, OWN_STATE]}. Minus what the token alone brings (ℓ = 0, the rest chosen in the same way): "
+        f"{by[name, TOKEN]}. {_than_token(by[name, TOKEN])}",
     ]
     for which, whom in (("both", "both models give"), ("target", f"{target} gives and {source} does not give")):
         if (some := by.get((f"{FACTS}/{which}", None))) is not None:

@@ -19,6 +19,7 @@ from patchscopes.studies.texts import Score, Table
 Floats = NDArray[np.float64]
 NOISE = ("random", "random-state")
 OWN_STATE = "the target's own state"  # what a perfect map could bring
+TOKEN = "the token alone (ℓ = 0)"  # through the same kinds of map: a dictionary from one vocabulary to the other
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,10 @@ class Placed:
     def eligible(self, *, kinds: Sequence[Kind], targets: Sequence[int]) -> list[int]:
         """The placements, by number, that may be chosen. Not ℓ = 0: the token's embedding is the token as text."""
         return [k for k, p in enumerate(self.placements) if p.source > 0 and p.kind in kinds and p.target in targets]
+
+    def of_tokens(self, targets: Sequence[int]) -> list[int]:
+        """The placements, by number, with ℓ = 0, whose state is the last token alone, whatever stands before it."""
+        return [k for k, p in enumerate(self.placements) if p.source == 0 and p.target in targets]
 
     def chosen(self, among: Sequence[int]) -> Chosen:
         """For each fold, the placement with the best control-adjusted score on the others."""
