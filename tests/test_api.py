@@ -28,6 +28,8 @@ def test_sources_are_texts(llama: Model) -> None:
 
 
 WRONG_TYPES = """
+import json
+import numpy as np
 from conftest import tiny_model
 from patchscopes import InspectionPrompt, Source, inspect
 from patchscopes.errors import MappingError, SourceError, SpecError
@@ -50,6 +52,12 @@ told({"prompt": odd})
 told(prompt=odd)
 told({"prompt": InspectionPrompt(5)})
 model = tiny_model("llama")
+at = np.int64(1)
+odd = InspectionPrompt("x of the cat", at=at)
+text = "go to Spain"
+for source, options in ((Source(text, at=at), {}), (text, {"at": at}), (text, {"prompt": odd})):
+    found = inspect(model, source, **{"prompt": "x of {}", "controls": (), "max_new_tokens": 2, **options})
+    print(json.loads(found.to_json())["complete"])
 try:
     fit(model, model, ["the cat"], [1, 2])
 except MappingError as error:
@@ -75,6 +83,7 @@ def test_what_is_of_a_wrong_type_is_told() -> None:
         odd,
         odd,
         "the inspection prompt 5 cannot be used: text must be a text, not 5.",
+        *["True"] * 3,  # positions that NumPy has reckoned are no fault, and JSON takes them
         "pairs of layers are (ℓ, ℓ*), such as [(5, 5), (5, 10)], not [1, 2].",
         "a lens reads one text, not a int: 5.",
     ], done.stderr

@@ -15,6 +15,7 @@ import oracle
 import patchscopes as ps
 from cells import AMPLE, NEW_TOKENS, make_cell
 from conftest import tiny_model
+from patchscopes.api import InspectOptions
 from patchscopes.engine import Engine
 from patchscopes.errors import (
     ContextLengthError,
@@ -273,12 +274,12 @@ def test_a_place_that_sees_itself_alone_is_a_sink(llama: Model) -> None:
 
 def test_prompts_that_rows_could_not_tell_apart_are_refused(llama: Model) -> None:
     prompt = InspectionPrompt("the capital of Spain is", at="of")
-    asked = {"source_layers": 1, "controls": (), "max_new_tokens": 2}
+    asked: InspectOptions = {"source_layers": 1, "controls": (), "max_new_tokens": 2}
     with pytest.raises(OptionError, match=r"both called .*mask: None and 'Spain'.*name="):
-        ps.inspect(llama, "go to Wales", prompt=[prompt, replace(prompt, mask="Spain")], **asked)  # type: ignore[arg-type]
+        ps.inspect(llama, "go to Wales", prompt=[prompt, replace(prompt, mask="Spain")], **asked)
     sources = ["go to Wales", Source("go to Spain", prompt=replace(prompt, at="capital"))]
     with pytest.raises(OptionError, match="both called"):
-        ps.inspect(llama, sources, prompt=prompt, **asked)  # type: ignore[arg-type]
+        ps.inspect(llama, sources, prompt=prompt, **asked)
     named = replace(prompt, mask="Spain", name="without Spain")
-    found = ps.inspect(llama, "go to Wales", prompt=[prompt, named], **asked)  # type: ignore[arg-type]
+    found = ps.inspect(llama, "go to Wales", prompt=[prompt, named], **asked)
     assert [row.prompt for row in found] == ["the capital of Spain is", "without Spain"]

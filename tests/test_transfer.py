@@ -12,6 +12,7 @@ import oracle
 import patchscopes as ps
 from cells import AMPLE
 from conftest import tiny_model
+from patchscopes.api import InspectOptions
 from patchscopes.engine import Engine
 from patchscopes.errors import LayerError, MappingError
 from patchscopes.mappings import Kind, Mapping, Mappings, Side, Transfer
@@ -209,8 +210,10 @@ def test_a_mapping_within_one_model_leaves_self_alone() -> None:
 def test_a_table_says_that_zero_is_what_the_mapping_makes_of_it() -> None:
     model = tiny_model("llama")
     for mapping, said in ((planted(model, model), "zero: what the mapping makes"), (None, "zero: the zero vector")):
-        found = ps.inspect(model, TEXTS[0], prompt=PROMPT, mapping=mapping, controls=("zero",), max_new_tokens=2,
-                           **LAYERS)  # fmt: skip # type: ignore[arg-type]
+        layers: InspectOptions = {"source_layers": 1, "target_layers": 2}
+        found = ps.inspect(
+            model, TEXTS[0], prompt=PROMPT, mapping=mapping, controls=("zero",), max_new_tokens=2, **layers
+        )
         assert said in " ".join(str(found).split())
 
 

@@ -26,6 +26,7 @@ from patchscopes.results import Results
 from patchscopes.run import Inspection, collector_paused
 from patchscopes.selfcheck import check_model, require
 from patchscopes.settings import Settings
+from patchscopes.sources import plain_position
 from patchscopes.spec import Bos, Decoding, InspectionPrompt, Readout, ReadoutKind, Row, Source, Sweep
 
 DEFAULT_CONTROLS = ("unpatched", "random-state")
@@ -204,7 +205,7 @@ def prepare(
         prompts=tuple(map(as_prompt, _several(prompt))),
         source_layers=parse_layers(source_layers, model.n_layers),
         target_layers=_target_layers(target_layers, transfer.target),
-        at=at,
+        at=plain_position(at),
         readout=Readout(readout, top_k),
         decoding=Decoding(max_new_tokens, _strings(stop), float(temperature), seed, _eos_ids(transfer.target)),
         candidates=answers,
@@ -296,7 +297,8 @@ def _source(value: str | Source, as_prompt: Callable[[str | InspectionPrompt], I
             )
         prompt = None if value.prompt is None else as_prompt(value.prompt)
         expect = _strings(value.expect)
-        return replace(value, expect=expect, candidates=candidates, split=_pieces(value.split), prompt=prompt)
+        split, at = _pieces(value.split), plain_position(value.at)
+        return replace(value, at=at, expect=expect, candidates=candidates, split=split, prompt=prompt)
     if not isinstance(value, str):
         raise OptionError(f"a source is a text or a Source, not a {type(value).__name__}: {value!r}.")
     return Source(value)

@@ -77,6 +77,11 @@ def _prompt(entry: dict[str, Any], where: str) -> InspectionPrompt | str | None:
     return InspectionPrompt(**value)
 
 
+def plain_position(at: Any) -> Any:
+    """A position that NumPy has reckoned as a plain number, which JSON takes as well; all else as it is."""
+    return at if isinstance(at, bool) or not isinstance(at, Integral) else int(at)
+
+
 def prompt_faults(values: Mapping[str, object]) -> str:
     """What is wrong with the fields of an InspectionPrompt, in words: those of another type than theirs; else ""."""
     return "; ".join(

@@ -58,11 +58,11 @@ def test_the_library_cannot_be_changed() -> None:
 
 
 def test_a_name_is_looked_up_and_text_is_text() -> None:
-    assert find_prompt("token-identity") is LIBRARY["token-identity"]
+    assert find_prompt("token-identity") == LIBRARY["token-identity"]
     free = find_prompt("token-identity {}")
     assert (free.name, free.placeholder, free.label) == (None, None, "token-identity {}")
     mine = InspectionPrompt("cat {}", name="mine")
-    assert find_prompt(mine) is mine
+    assert find_prompt(mine) == mine
 
 
 def test_the_given_placeholder_overrides_the_prompts_own_in_a_copy() -> None:

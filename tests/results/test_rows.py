@@ -5,7 +5,6 @@ import io
 import json
 import math
 
-import numpy as np
 import pandas
 import pytest
 from hypothesis import given, settings
@@ -89,11 +88,6 @@ def test_nothing_is_a_number_that_is_not_finite() -> None:
     given = Results([row], model={"scale": math.inf}, spec={"decoding": {"temperature": math.inf}}, complete=True)
     assert json.loads(given.to_json())["spec"] == {"decoding": {"temperature": None}}
     assert json.loads(given.to_arrow().schema.metadata[b"patchscopes.model"]) == {"scale": None}
-
-
-def test_a_position_that_numpy_reckoned_is_a_number_in_json() -> None:
-    given = Results([make_row()], model={}, spec={"sources": [{"at": np.int64(3)}]}, complete=True)
-    assert json.loads(given.to_json())["spec"] == {"sources": [{"at": 3}]}
 
 
 def test_half_a_surrogate_pair_breaks_no_format() -> None:

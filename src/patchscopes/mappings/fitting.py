@@ -11,6 +11,7 @@ Axes: text, position, d_source, d_target.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from typing import Any
 
 from patchscopes.errors import MappingError, OptionError
 from patchscopes.mappings.agreeing import Agreeing
@@ -86,9 +87,8 @@ def moments_of(
 
 def _checked(source: Model, target: Model, pairs: Iterable[Pair]) -> tuple[Pair, ...]:
     """The pairs in order, each once."""
-    given = list(pairs)
-    entries: list[object] = [*given]
-    if not all(isinstance(entry, tuple) and len(entry) == 2 for entry in entries):
+    given: list[Any] = list(pairs)
+    if not all(isinstance(pair, tuple) and len(pair) == 2 for pair in given):
         raise MappingError(f"pairs of layers are (ℓ, ℓ*), such as [(5, 5), (5, 10)], not {given!r}.")
     found = tuple(sorted(set(given)))
     if not found:

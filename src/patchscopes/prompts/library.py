@@ -8,7 +8,7 @@ from dataclasses import fields, replace
 from types import MappingProxyType
 
 from patchscopes.errors import PromptError
-from patchscopes.sources import prompt_faults
+from patchscopes.sources import plain_position, prompt_faults
 from patchscopes.spec import InspectionPrompt
 
 _PROMPTS = (
@@ -100,10 +100,9 @@ def find_prompt(
             f"nor one of the library: {', '.join(LIBRARY)}. (A text without placeholder needs target_at, the token to "
             "overwrite.)"
         )
-    changed = replace(
+    return replace(
         prompt,
         placeholder=prompt.placeholder if placeholder is None else placeholder,
-        at=prompt.at if at is None else at,
+        at=plain_position(prompt.at if at is None else at),
         mask=prompt.mask if mask is None else mask,
     )
-    return prompt if changed == prompt else changed

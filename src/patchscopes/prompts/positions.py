@@ -54,11 +54,12 @@ def resolve_mask(model: Model, text: Tokenized, phrase: str) -> tuple[int, ...]:
 
     Raises PositionError where the phrase is not to be found, or begins or ends inside a token.
     """
-    if not phrase.strip():
+    named = phrase.removeprefix("span:")
+    if not named.strip():
         raise PositionError(f"the mask is {phrase!r}; give a phrase of {text.text!r}.")
     verify_spans(model, text)
     try:
-        span = _find(text, phrase.removeprefix("span:"), "")
+        span = _find(text, named, "")
         covering = _covering(text, *span, phrase)
     except PositionError as error:
         raise PositionError(f"the mask {error}") from None

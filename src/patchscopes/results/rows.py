@@ -5,8 +5,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
 from typing import Any, Protocol, runtime_checkable
 
-import numpy as np
-
 from patchscopes.errors import OptionError
 from patchscopes.spec import SCHEMA, Row, TopToken
 
@@ -74,8 +72,6 @@ def plain(value: Any) -> Any:
         return {plain(key): plain(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):
         return [plain(entry) for entry in value]
-    if isinstance(value, np.integer):  # such as a position that was reckoned
-        return int(value)
     return value
 
 

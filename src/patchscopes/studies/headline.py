@@ -31,13 +31,22 @@ def beside(
     label, where = about
     rate = mean_interval(own, subjects, seed=seed, bounds=HIT)
     found = [Finding.of(name, rate, f"{label} at {where}")]
-    tests = [sign_flip(own - control, subjects, seed=seed) for control in controls.values()]
-    corrected = holm([test.p for test in tests])
-    for (control, values), p in zip(controls.items(), corrected, strict=True):
-        interval = mean_interval(own - values, subjects, seed=seed, bounds=DIFFERENCE, own=own)
+    for control, values in controls.items():
         said = f"{label}, minus that with {control}, at {where}; p by sign flips, Holm over the controls"
-        found.append(Finding.of(name, interval, said, control=control, p=p))
-    return found
+        found.append(minus((name, control), own, values, subjects, seed=seed, about=said))
+    return holm_over(found, lambda f: f.control is not None)
+
+
+def minus(
+    key: tuple[str, str], own: NDArray[Any], other: NDArray[Any], subjects: Sequence[str], *, seed: int, about: str
+) -> Finding:
+    """The mean of `own` minus `other` (item), with its interval over subjects, and p by sign flips, not corrected.
+
+    `key` is the finding's name, and the control that `other` is of.
+    """
+    left, (name, control) = own - other, key
+    interval = mean_interval(left, subjects, seed=seed, bounds=DIFFERENCE, own=own)
+    return Finding.of(name, interval, about, control=control, p=sign_flip(left, subjects, seed=seed).p)
 
 
 def holm_over(findings: Sequence[Finding], family: Callable[[Finding], bool]) -> list[Finding]:

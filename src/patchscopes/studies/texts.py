@@ -5,6 +5,7 @@ Axes: item (a source of the sweep), draw, layer (ℓ, or a pair (ℓ, ℓ*)), in
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -20,23 +21,21 @@ Score = Callable[[int, Row], float]  # of the row, for the item
 
 @dataclass(frozen=True)
 class Table:
-    """The rows of one inspection prompt, by control, item, (ℓ, ℓ*) and draw; rows without a result are `missing`.
+    """The rows of one inspection prompt, by control, item, (ℓ, ℓ*) and draw; items with one that failed are `missing`.
 
     Where several rows would be one place's (candidates, samples), none of them is: whoever asks for it gets an error,
     as for a row that failed, whose reason is in `failed`.
     """
 
     rows: dict[Key, Row]
-    missing: dict[int, str]
-    n_items: int
     failed: dict[Key, str]
+    n_items: int
 
     @classmethod
     def of(cls, results: Iterable[Row], prompt: str | None, n_items: int) -> "Table":
         """The table of `prompt`'s rows, of all where None. An inert row is no result: it is never scored (rule 12)."""
         rows: dict[Key, Row] = {}
         twice: set[Key] = set()
-        missing: dict[int, str] = {}
         failed: dict[Key, str] = {}
         for row in results:
             if prompt is not None and row.prompt not in (prompt, None):
@@ -47,10 +46,17 @@ class Table:
                     twice.add(key)
                 rows[key] = row
             elif row.status == "failed":
-                failed[key] = row.reason or "failed"
-                if row.source_index is not None:
-                    missing.setdefault(row.source_index, failed[key])
-        return cls({key: row for key, row in rows.items() if key not in twice}, missing, n_items, failed)
+                failed.setdefault(key, row.reason or "failed")
+        return cls({key: row for key, row in rows.items() if key not in twice}, failed, n_items)
+
+    @cached_property
+    def missing(self) -> dict[int, str]:
+        """The items that lack a result, with the first reason."""
+        found: dict[int, str] = {}
+        for (_, item, _, _), reason in self.failed.items():
+            if item is not None:
+                found.setdefault(item, reason)
+        return found
 
     def items(self) -> list[int]:
         """The items that have all of their results."""

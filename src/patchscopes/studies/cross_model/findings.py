@@ -2,13 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 
-from patchscopes.analysis.comparisons import sign_flip
 from patchscopes.analysis.intervals import mean_interval
 from patchscopes.mappings import LINEAR
 from patchscopes.studies.cross_model.facts import FREQUENT, Facts
 from patchscopes.studies.cross_model.next_tokens import WHERE, NextTokens, Where
 from patchscopes.studies.cross_model.placed import HeldOut, Placed
-from patchscopes.studies.headline import DIFFERENCE, HIT, beside, holm_over
+from patchscopes.studies.headline import HIT, beside, holm_over, minus
 from patchscopes.studies.report import Finding
 
 By = Mapping[tuple[str, str | None], Finding]
@@ -97,11 +96,8 @@ def _some(name: str, held: HeldOut, facts: Facts, items: Sequence[int], *, about
     rate = mean_interval(some.own, subjects, seed=seed, bounds=HIT)
     found = [Finding.of(name, rate, f"{about}, at a (kind, ℓ, ℓ*) chosen on other subjects")]
     for control in ("shuffled", FREQUENT):
-        left = some.own - some.beside[control]
-        interval = mean_interval(left, subjects, seed=seed, bounds=DIFFERENCE, own=some.own)
-        p = sign_flip(left, subjects, seed=seed).p
         said = f"{about}, minus that with {control}; p: Holm over {family}"
-        found.append(Finding.of(name, interval, said, control=control, p=p))
+        found.append(minus((name, control), some.own, some.beside[control], subjects, seed=seed, about=said))
     return found
 
 
@@ -109,13 +105,8 @@ def _best(name: str, placed: Placed, among: Sequence[int], seed: int) -> list[Fi
     """A hit at some placement, beside the same best-of with others' states (rule 17)."""
     own, shuffled = placed.best(among)
     about = f"a hit at some (kind, ℓ ≥ 1, ℓ*) of {len(among)}: the best of many"
+    left = f"{about}, minus the same best with shuffled states; p: Holm over all best-ofs"
     return [
         Finding.of(f"{name}/best", mean_interval(own, placed.subjects, seed=seed, bounds=HIT), about),
-        Finding.of(
-            f"{name}/best",
-            mean_interval(own - shuffled, placed.subjects, seed=seed, bounds=DIFFERENCE, own=own),
-            f"{about}, minus the same best with shuffled states; p: Holm over all best-ofs",
-            control="shuffled",
-            p=sign_flip(own - shuffled, placed.subjects, seed=seed).p,
-        ),
+        minus((f"{name}/best", "shuffled"), own, shuffled, placed.subjects, seed=seed, about=left),
     ]

@@ -96,6 +96,7 @@ class NextTokens:
     items: tuple[int, ...]
     beside: dict[Placement, Beside]
     _placed: dict[str, Placed] = field(default_factory=dict)
+    _held_out: dict[tuple[Where, str], HeldOut] = field(default_factory=dict)
 
     @property
     def subjects(self) -> tuple[str, ...]:
@@ -151,7 +152,12 @@ class NextTokens:
         return found
 
     def held_out(self, where: Where, measure: str = "same") -> HeldOut:
-        """The scores at the placements that were chosen without each item, beside every control."""
+        """The scores at the placements that were chosen without each item, beside every control, once all is run."""
+        if (where, measure) not in self._held_out:
+            self._held_out[where, measure] = self._chosen_at(where, measure)
+        return self._held_out[where, measure]
+
+    def _chosen_at(self, where: Where, measure: str) -> HeldOut:
         found = HeldOut.of(self.placed(measure), self.same.chosen(self.among(where)))
         score = self.score(measure)
         tokens = self.same.chosen(self.same.of_tokens(self._targets(where)))
@@ -177,11 +183,15 @@ class NextTokens:
         """The numbers of the items of which the target, reading the text itself, says something else."""
         return np.flatnonzero(self.reads() == 0).tolist()
 
-    def as_target(self, where: Where) -> Floats:
-        """Whether, with the source's state written in, the target says what it says when it reads the text itself."""
+    def says(self, where: Where) -> list[str]:
+        """What the target says with each item's state written in, at the placement that was chosen without it."""
         placed = zip(self.items, self.held_out(where).places, strict=True)
-        rows = [(item, self.grids[place.kind].rows[None, item, place.pair, 0]) for item, place in placed]
-        return np.array([same(self.compared.read[item], self.said.next(row)) for item, row in rows], dtype=float)
+        return [self.said.next(self.grids[place.kind].rows[None, item, place.pair, 0]) for item, place in placed]
+
+    def as_target(self, where: Where) -> Floats:
+        """Whether that is what the target says when it reads the text itself."""
+        read = (self.compared.read[item] for item in self.items)
+        return np.array([same(a, b) for a, b in zip(read, self.says(where), strict=True)], dtype=float)
 
     def majority(self, measure: str = "same") -> Floats:
         """What always saying the most frequent token of the other folds scores."""

@@ -48,16 +48,14 @@ def _grid(placed: Placed, more: Mapping[str, Floats], chosen: Mapping[str, Count
 def passage_table(tokens: NextTokens) -> pd.DataFrame:
     """A passage a line: what the source says next, what the target says of the text, and from the source's state."""
     rows = []
-    held = {where: tokens.held_out(where) for where in WHERE}
+    held = {where: (tokens.held_out(where), tokens.says(where)) for where in WHERE}
     for k, item in enumerate(tokens.items):
         line: dict[str, object] = {
             "section": tokens.compared.openings[item].section, "text": tokens.compared.openings[item].text,
             "source_says": tokens.wanted[k], "target_reads": tokens.compared.read[item],
         }  # fmt: skip
-        for where, found in held.items():
-            place = found.places[k]
-            row = tokens.grids[place.kind].rows[None, item, place.pair, 0]
-            line |= {f"{where}_placement": str(place), f"{where}_says": tokens.said.next(row)}
+        for where, (found, says) in held.items():
+            line |= {f"{where}_placement": str(found.places[k]), f"{where}_says": says[k]}
             line |= {f"{where}_own": found.own[k]}
             line |= {f"{where}_{control}": values[k] for control, values in found.beside.items()}
         rows.append(line)

@@ -5,9 +5,8 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from patchscopes.analysis.comparisons import sign_flip
-from patchscopes.analysis.intervals import Interval, mean_interval
-from patchscopes.studies.headline import DIFFERENCE, HIT, beside, holm_over
+from patchscopes.analysis.intervals import mean_interval
+from patchscopes.studies.headline import HIT, beside, holm_over, minus
 from patchscopes.studies.multi_hop.design import METHODS, TEXTS, THOUGHTS
 from patchscopes.studies.multi_hop.outcome import Method, Outcome
 from patchscopes.studies.report import Finding
@@ -38,12 +37,9 @@ def _thoughts(outcome: Outcome) -> list[Finding]:
     found = []
     for thought in THOUGHTS:
         for without in ("plain", "plain-long"):
-            own = outcome.texts[thought]
-            left = own - outcome.texts[without]
-            p = sign_flip(left, outcome.queries.subjects, seed=outcome.seed).p
             about = f"{_said(thought)}, minus: {_said(without)}; p: Holm over the thoughts"
-            interval = _difference(outcome, left, own)
-            found.append(Finding.of(f"thought/{thought}", interval, about, control=without, p=p))
+            own, other = outcome.texts[thought], outcome.texts[without]
+            found.append(_minus(outcome, (f"thought/{thought}", without), own, other, about))
     return holm_over(found, lambda _: True)
 
 
@@ -70,21 +66,16 @@ def _exists(outcome: Outcome, method: Method) -> list[Finding]:
     own, shuffled = method.exists["own"], method.exists["shuffled"]
     n = len(outcome.queries.design.placements)
     rate = _rate(outcome, f"exists/{method.name}", own, f"share that some of {n} (ℓ, ℓ*) answers (the paper's score)")
-    left = _difference(outcome, own - shuffled, own)
-    p = sign_flip(own - shuffled, outcome.queries.subjects, seed=outcome.seed).p
     about = "the paper's score minus the same best-of with other queries' states; p: Holm over both methods"
-    return [rate, Finding.of(rate.name, left, about, control="shuffled", p=p)]
+    return [rate, _minus(outcome, (rate.name, "shuffled"), own, shuffled, about)]
 
 
 def _gains(outcome: Outcome, method: Method) -> list[Finding]:
     """Held-out hits minus those of the texts."""
     found = []
     for name, hits in outcome.texts.items():
-        difference = method.held_out - hits
-        p = sign_flip(difference, outcome.queries.subjects, seed=outcome.seed).p
         about = f"share answered by {METHODS[method.name]} at {PLACE}, minus: {_said(name)}; p: Holm over all gains"
-        interval = _difference(outcome, difference, method.held_out)
-        found.append(Finding.of(f"gain/{method.name}", interval, about, control=name, p=p))
+        found.append(_minus(outcome, (f"gain/{method.name}", name), method.held_out, hits, about))
     return found
 
 
@@ -97,13 +88,11 @@ def _repaired(outcome: Outcome, method: Method) -> list[Finding]:
     own, shuffled = method.held_out[failed], method.beside["shuffled"][failed]
     where = f"of the queries that fail as text, at {PLACE}"
     rate = mean_interval(own, subjects, seed=outcome.seed, bounds=HIT)
-    left = mean_interval(own - shuffled, subjects, seed=outcome.seed, bounds=DIFFERENCE, own=own)
-    p = sign_flip(own - shuffled, subjects, seed=outcome.seed).p
     name = f"repaired/{method.name}"
     about = f"share answered, minus that with shuffled, {where}; p: Holm over both methods"
     return [
         Finding.of(name, rate, f"share answered {where}"),
-        Finding.of(name, left, about, control="shuffled", p=p),
+        minus((name, "shuffled"), own, shuffled, subjects, seed=outcome.seed, about=about),
     ]
 
 
@@ -125,5 +114,6 @@ def _prior(outcome: Outcome, method: Method) -> list[Finding]:
     return found
 
 
-def _difference(outcome: Outcome, values: Floats, own: Floats) -> Interval:
-    return mean_interval(values, outcome.queries.subjects, seed=outcome.seed, bounds=DIFFERENCE, own=own)
+def _minus(outcome: Outcome, key: tuple[str, str], own: Floats, other: Floats, about: str) -> Finding:
+    """What is left of a score of all queries."""
+    return minus(key, own, other, outcome.queries.subjects, seed=outcome.seed, about=about)
