@@ -33,7 +33,7 @@ demo: $(STAMP)
 	@$(VENV)/bin/patchscopes demo
 
 test: $(STAMP)
-	@OMP_NUM_THREADS=1 $(PY) -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+	@OMP_NUM_THREADS=1 $(PY) -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 check: $(STAMP)
 	@$(VENV)/bin/ruff format --check .

@@ -1,6 +1,7 @@
 """Hooks: where they act, that they go away, and what blocks may take and return (rules 3 and 5)."""
 
 import copy
+from functools import partial
 from typing import Any
 
 import pytest
@@ -20,7 +21,8 @@ def n_hooks(model: Model) -> int:
     registered = [
         hook for m in model.hf.modules() for hook in (*m._forward_hooks.values(), *m._forward_pre_hooks.values())
     ]
-    return sum(hook.__module__ == "patchscopes.hooks" for hook in registered)
+    functions = [hook.func if isinstance(hook, partial) else hook for hook in registered]
+    return sum(function.__module__ == "patchscopes.hooks" for function in functions)
 
 
 def test_a_hook_that_stays_would_be_counted(llama: Model) -> None:

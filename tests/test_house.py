@@ -4,6 +4,7 @@ What each floor may import is import-linter's to say (pyproject.toml; `make chec
 """
 
 import ast
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -193,6 +194,21 @@ def test_the_environment_is_read_in_cli_and_settings() -> None:
         if word in {"environ", "getenv", "environb"}
     ]
     assert not found, f"the environment is read in cli/ and in settings.py: {found}"
+
+
+def test_shapes_are_checked_wherever_they_are_written() -> None:
+    """What `--jaxtyping-packages` lists are the rooms of the files that import jaxtyping, neither more nor less."""
+    options = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["pytest"]["addopts"]
+    (listed,) = (option for option in options if option.startswith("--jaxtyping-packages="))
+    *packages, checker = listed.removeprefix("--jaxtyping-packages=").split(",")
+    with_shapes = {
+        room(path)
+        for path in SOURCES
+        for node in nodes(path)
+        if isinstance(node, ast.ImportFrom) and node.module == "jaxtyping"
+    }
+    assert packages == sorted(f"patchscopes.{name}" for name in with_shapes)
+    assert checker == "beartype.beartype"
 
 
 def test_no_file_is_a_drawer() -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from jaxtyping import Float, Int
@@ -55,10 +56,10 @@ def without_head(model: Model) -> Iterator[list[Float[Tensor, "row column d_head
     taken: list[Tensor] = []
     head = model.hf.get_output_embeddings()
     assert isinstance(head, nn.Module)
-
-    def take(x: Tensor) -> Tensor:
-        taken.append(x)
-        return x[..., :1]  # stands in for logits, which nobody reads
-
-    with replaced({head: take}):
+    with replaced({head: partial(_take, taken)}):
         yield taken
+
+
+def _take(taken: list[Tensor], x: Tensor) -> Tensor:
+    taken.append(x)
+    return x[..., :1]  # stands in for logits, which nobody reads

@@ -7,12 +7,16 @@
 
 Layer 0 is what enters block 1 and is met by a pre-hook; layer ℓ ≥ 1 is the output of the whole ℓ-th block (rules 1
 and 2). Blocks return a tensor or a tuple that starts with one (rule 3): both are handled by `_stream` and `_replaced`.
+
+What is hooked in is a `partial` or an object, and no function inside another: those are made anew at each pass, and
+where tests check the types of each function that is made, making it takes longer than the pass.
 """
 
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -51,17 +55,14 @@ def capture(model: Model, wanted: Mapping[int, Places]) -> Iterator[dict[int, Fl
     last entry is normed.
     """
     states: dict[int, Tensor] = {}
-
-    def reader(layer: int, places: Places) -> Any:
-        def read(stream: Tensor) -> None:
-            states[layer] = stream[places.index(stream.device)].detach().clone()
-
-        return read
-
     with ExitStack() as stack:
         for layer, places in wanted.items():
-            stack.enter_context(_on_stream(model, layer, reader(layer, places)))
+            stack.enter_context(_on_stream(model, layer, partial(_read, states, layer, places)))
         yield states
+
+
+def _read(states: dict[int, Tensor], layer: int, places: Places, stream: Tensor) -> None:
+    states[layer] = stream[places.index(stream.device)].detach().clone()
 
 
 @contextmanager
@@ -70,19 +71,16 @@ def patch(model: Model, writes: Sequence[LayerWrite]) -> Iterator[None]:
 
     The caller says which passes those are: with a KV cache, the one that runs the places' columns; without one, all.
     """
-
-    def writer(write: LayerWrite) -> Any:
-        def overwrite(stream: Tensor) -> Tensor:
-            patched = stream.clone()
-            patched[write.places.index(stream.device)] = write.vectors.to(stream)
-            return patched
-
-        return overwrite
-
     with ExitStack() as stack:
         for write in writes:
-            stack.enter_context(_on_stream(model, write.layer, writer(write)))
+            stack.enter_context(_on_stream(model, write.layer, partial(_overwrite, write)))
         yield
+
+
+def _overwrite(write: LayerWrite, stream: Tensor) -> Tensor:
+    patched = stream.clone()
+    patched[write.places.index(stream.device)] = write.vectors.to(stream)
+    return patched
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,33 +108,37 @@ def enter(model: Model, entry: Entry) -> Iterator[None]:
     before them, and of whatever else it is given (masks, rotary angles) the part that is theirs.
     """
     n_rows = len(entry.layers)
-
-    def started(stream: Tensor) -> Tensor:
-        new = stream.clone()
-        new[entry.n_embedded :] = entry.stream.to(stream)
-        return new
-
-    def through(block: nn.Module, n: int) -> Callable[..., Any]:
-        forward = block.forward
-
-        def run(*args: Any, **kwargs: Any) -> Any:
-            stream = args[0] if args else kwargs["hidden_states"]
-            if n == 0:
-                return (stream, None) if tuples else stream
-            output = forward(*_part(args, n, n_rows), **_part(kwargs, n, n_rows))
-            return _replaced(output, torch.cat((_stream(output), stream[n:].to(_stream(output)))))
-
-        return run
-
     tuples = returns_tuples(model)
-    with ExitStack() as stack:
-        forwards = {}
-        for index, block in enumerate(model.blocks):
-            if (n := entry.n_started(index + 1)) < n_rows:
-                forwards[block] = through(block, n)
-        stack.enter_context(replaced(forwards))
-        stack.enter_context(_on_stream(model, 0, started))
+    forwards = {
+        block: _Started(block.forward, n, n_rows, tuples)
+        for index, block in enumerate(model.blocks)
+        if (n := entry.n_started(index + 1)) < n_rows
+    }
+    with replaced(forwards), _on_stream(model, 0, partial(_begin, entry)):
         yield
+
+
+def _begin(entry: Entry, stream: Tensor) -> Tensor:
+    new = stream.clone()
+    new[entry.n_embedded :] = entry.stream.to(stream)
+    return new
+
+
+@dataclass(frozen=True, slots=True)
+class _Started:
+    """A block's forward where only the first `n` of `n_rows` rows have started."""
+
+    forward: Callable[..., Any]
+    n: int
+    n_rows: int
+    tuples: bool
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        stream = args[0] if args else kwargs["hidden_states"]
+        if self.n == 0:
+            return (stream, None) if self.tuples else stream
+        output = self.forward(*_part(args, self.n, self.n_rows), **_part(kwargs, self.n, self.n_rows))
+        return _replaced(output, torch.cat((_stream(output), stream[self.n :].to(_stream(output)))))
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,30 +194,27 @@ def replaced(forwards: Mapping[nn.Module, Callable[..., Any]]) -> Iterator[None]
 @contextmanager
 def _on_stream(model: Model, layer: int, act: Any) -> Iterator[None]:
     """Call `act` on the residual stream at `layer`; what it returns, unless None, takes the stream's place."""
-    handle = _enter(model.blocks[0], act) if layer == 0 else _leave(model.blocks[layer - 1], act)
+    if layer == 0:
+        handle = model.blocks[0].register_forward_pre_hook(partial(_enter, act), with_kwargs=True)
+    else:
+        handle = model.blocks[layer - 1].register_forward_hook(partial(_leave, act))
     try:
         yield
     finally:
         handle.remove()
 
 
-def _enter(block: nn.Module, act: Any) -> torch.utils.hooks.RemovableHandle:
-    def pre_hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any] | None:
-        stream = args[0] if args else kwargs["hidden_states"]
-        new = act(stream)
-        if new is None:
-            return None
-        return ((new, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": new})
-
-    return block.register_forward_pre_hook(pre_hook, with_kwargs=True)
+def _enter(act: Any, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any] | None:
+    stream = args[0] if args else kwargs["hidden_states"]
+    new = act(stream)
+    if new is None:
+        return None
+    return ((new, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": new})
 
 
-def _leave(block: nn.Module, act: Any) -> torch.utils.hooks.RemovableHandle:
-    def hook(_: nn.Module, __: tuple[Any, ...], output: Any) -> Any:
-        new = act(_stream(output))
-        return None if new is None else _replaced(output, new)
-
-    return block.register_forward_hook(hook)
+def _leave(act: Any, _: nn.Module, __: tuple[Any, ...], output: Any) -> Any:
+    new = act(_stream(output))
+    return None if new is None else _replaced(output, new)
 
 
 def _stream(output: Any) -> Float[Tensor, "row column d_model"]:

@@ -6,7 +6,7 @@ cell: a control has its vector from it as the cell has, so that a map's bias is 
 Axes: d_source and d_model, the widths of the source and of the target model.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -46,41 +46,57 @@ def make_vectors(
     vectors: Sequence[Vector], of: StateSource, maps: Digests | None = None
 ) -> Float[Tensor, "vector d_model"]:
     """The vectors to write, in float32; each through the mapping whose digest `maps` has for it, None for none."""
-    d_source, d_model = of.widths
+    _, d_model = of.widths
     through = [None] * len(vectors) if maps is None else list(maps)
     made: Tensor | None = None
-
-    def put(kind: type, make: Callable[[list[Any], Digests], Tensor]) -> None:
-        nonlocal made
+    for kind, make in _MAKERS.items():
         at = [k for k, vector in enumerate(vectors) if type(vector) is kind]
         if at:
-            found = make([vectors[k] for k in at], [through[k] for k in at])
+            found = make(of, [vectors[k] for k in at], [through[k] for k in at])
             if made is None:
                 made = torch.zeros(len(vectors), d_model, device=found.device)
             made[at] = found.to(made)
-
-    def mapped(states: Sequence[State], digests: Digests) -> Tensor:
-        return of.mapped(of.states(states).float(), digests)
-
-    def noise(found: list[Noise], digests: Digests) -> Tensor:
-        like = mapped([vector.like for vector in found], digests)
-        drawn = torch.from_numpy(np.stack([gaussian(vector, d_model) for vector in found])).to(like)
-        return rescaled(drawn, like)
-
-    def neutral(found: list[Neutral], digests: Digests) -> Tensor:
-        return rescaled(mapped([v.state for v in found], digests), mapped([v.like for v in found], digests))
-
-    def means(found: list[Mean], digests: Digests) -> Tensor:
-        # One after the other: the states of all of them at once might be a thousand times the memory of their means.
-        return of.mapped(torch.stack([of.states(vector.states).float().mean(dim=0) for vector in found]), digests)
-
-    put(State, mapped)
-    put(Own, lambda found, _: of.own_states([vector.state for vector in found]).float())
-    put(Zero, lambda found, digests: of.mapped(torch.zeros(len(found), d_source), digests))
-    put(Noise, noise)
-    put(Neutral, neutral)
-    put(Mean, means)
     return torch.zeros(0, d_model) if made is None else made
+
+
+def _mapped(of: StateSource, states: list[State], maps: Digests) -> Tensor:
+    return of.mapped(of.states(states).float(), maps)
+
+
+def _own(of: StateSource, vectors: list[Own], _: Digests) -> Tensor:
+    return of.own_states([vector.state for vector in vectors]).float()
+
+
+def _zero(of: StateSource, vectors: list[Zero], maps: Digests) -> Tensor:
+    d_source, _ = of.widths
+    return of.mapped(torch.zeros(len(vectors), d_source), maps)
+
+
+def _noise(of: StateSource, vectors: list[Noise], maps: Digests) -> Tensor:
+    like = _mapped(of, [vector.like for vector in vectors], maps)
+    _, d_model = of.widths
+    drawn = torch.from_numpy(np.stack([gaussian(vector, d_model) for vector in vectors])).to(like)
+    return rescaled(drawn, like)
+
+
+def _neutral(of: StateSource, vectors: list[Neutral], maps: Digests) -> Tensor:
+    states, like = [vector.state for vector in vectors], [vector.like for vector in vectors]
+    return rescaled(_mapped(of, states, maps), _mapped(of, like, maps))
+
+
+def _means(of: StateSource, vectors: list[Mean], maps: Digests) -> Tensor:
+    # One after the other: the states of all of them at once might be a thousand times the memory of their means.
+    return of.mapped(torch.stack([of.states(vector.states).float().mean(dim=0) for vector in vectors]), maps)
+
+
+_MAKERS: Mapping[type, Callable[[StateSource, list[Any], Digests], Tensor]] = {
+    State: _mapped,
+    Own: _own,
+    Zero: _zero,
+    Noise: _noise,
+    Neutral: _neutral,
+    Mean: _means,
+}
 
 
 def rescaled(v: Float[Tensor, "*batch d_model"], like: Float[Tensor, "*batch d_model"]) -> Tensor:

@@ -6,6 +6,7 @@ Each is found by what it is made of and taken only where it gives the same as th
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -89,7 +90,7 @@ def rotary_installed(places: list[Any]) -> Iterator[None]:
     originals = [_original(getattr(place, ROTARY)) for place in places]
     try:
         for place, original in zip(places, originals, strict=True):
-            setattr(place, ROTARY, _rotary_over(original))
+            setattr(place, ROTARY, _Rotary(original))
         yield
     finally:
         for place, original in zip(places, originals, strict=True):
@@ -97,18 +98,19 @@ def rotary_installed(places: list[Any]) -> Iterator[None]:
 
 
 def _original(rotary: Callable[..., Any]) -> Callable[..., Any]:
-    original: Callable[..., Any] = getattr(rotary, "original", rotary)
-    return original
+    return rotary.original if isinstance(rotary, _Rotary) else rotary
 
 
-def _rotary_over(original: Callable[..., Any]) -> Callable[..., Any]:
-    def rotate(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, *rest: Any, **options: Any) -> Any:
+@dataclass(frozen=True, slots=True)
+class _Rotary:
+    """Rotates q and k by our kernel where it can, as the original does where it cannot."""
+
+    original: Callable[..., Any]
+
+    def __call__(self, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, *rest: Any, **options: Any) -> Any:
         if rest or options or cos.dim() != 3 or cos.shape[-1] != q.shape[-1] or q.dtype != torch.float32:
-            return original(q, k, cos, sin, *rest, **options)
+            return self.original(q, k, cos, sin, *rest, **options)
         return _rotated(q, cos, sin), _rotated(k, cos, sin)
-
-    rotate.original = original  # type: ignore[attr-defined]
-    return rotate
 
 
 def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
