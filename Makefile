@@ -32,6 +32,7 @@ setup: $(STAMP)
 demo: $(STAMP)
 	@$(VENV)/bin/patchscopes demo
 
+# A worker is given whole files, whose fixtures are shared, in the order that tests/conftest.py gives them.
 test: $(STAMP)
 	@OMP_NUM_THREADS=1 $(PY) -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 

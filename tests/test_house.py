@@ -201,12 +201,7 @@ def test_shapes_are_checked_wherever_they_are_written() -> None:
     options = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["pytest"]["addopts"]
     (listed,) = (option for option in options if option.startswith("--jaxtyping-packages="))
     *packages, checker = listed.removeprefix("--jaxtyping-packages=").split(",")
-    with_shapes = {
-        room(path)
-        for path in SOURCES
-        for node in nodes(path)
-        if isinstance(node, ast.ImportFrom) and node.module == "jaxtyping"
-    }
+    with_shapes = {room(path) for path in SOURCES for _, module, _ in imports(path) if module == "jaxtyping"}
     assert packages == sorted(f"patchscopes.{name}" for name in with_shapes)
     assert checker == "beartype.beartype"
 
