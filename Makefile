@@ -32,9 +32,9 @@ setup: $(STAMP)
 demo: $(STAMP)
 	@$(VENV)/bin/patchscopes demo
 
-# Long files of few tests come last: real models' times are measured there, with no other worker beside them.
+# A worker is given whole files, whose fixtures are shared, in the order that tests/conftest.py gives them.
 test: $(STAMP)
-	@OMP_NUM_THREADS=1 $(PY) -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+	@OMP_NUM_THREADS=1 $(PY) -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 check: $(STAMP)
 	@$(VENV)/bin/ruff format --check .

@@ -17,6 +17,11 @@ def tiny_model(family: str, *, add_bos: bool = False) -> Model:
     return wrap_in_memory(families.build(family), families.tiny_tokenizer(add_bos=add_bos))
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Real models first: workers are given whole files, and theirs are few and long; last, one worker would wait."""
+    items.sort(key=lambda item: item.get_closest_marker("real") is None)
+
+
 @pytest.fixture(autouse=True)
 def threads(request: pytest.FixtureRequest) -> Iterator[None]:
     """One thread for tiny models, which threads only hinder; all of them for real ones."""

