@@ -56,12 +56,13 @@ def some_prose() -> tuple[str, ...]:
 
 
 def prose(folder: Path, *, n_files: int = 10, n_each: int = 6) -> Path:
-    """Passages of a folder, a section a file."""
+    """Passages of a folder, a section a file, and a file that has none."""
     passages = some_prose()
     folder.mkdir(parents=True, exist_ok=True)
     for k in range(n_files):
         some = passages[k * n_each : (k + 1) * n_each]
         (folder / f"{k:02}.txt").write_text("\n\n".join(some) + "\n", encoding="utf-8")
+    (folder / "short.txt").write_text("Too short.\n", encoding="utf-8")
     return folder
 
 

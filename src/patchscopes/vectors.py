@@ -48,11 +48,13 @@ def make_vectors(
     """The vectors to write, in float32; each through the mapping whose digest `maps` has for it, None for none."""
     _, d_model = of.widths
     through = [None] * len(vectors) if maps is None else list(maps)
+    rows: dict[type, list[int]] = {kind: [] for kind in _MAKERS}
+    for k, vector in enumerate(vectors):
+        rows[type(vector)].append(k)
     made: Tensor | None = None
-    for kind, make in _MAKERS.items():
-        at = [k for k, vector in enumerate(vectors) if type(vector) is kind]
+    for kind, at in rows.items():
         if at:
-            found = make(of, [vectors[k] for k in at], [through[k] for k in at])
+            found = _MAKERS[kind](of, [vectors[k] for k in at], [through[k] for k in at])
             if made is None:
                 made = torch.zeros(len(vectors), d_model, device=found.device)
             made[at] = found.to(made)

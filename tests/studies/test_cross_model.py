@@ -1,6 +1,7 @@
 """cross-model on two tiny models: what is planted is found, and nothing else; all is accounted for; it goes on."""
 
 import json
+import re
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -236,6 +237,17 @@ def test_the_page_says_what_stands(found: Done) -> None:
     assert "Chosen most often: ridge 3 → 2" in page
     assert "Beside the bias alone it does not" not in page
     assert "{" not in page
+
+
+def test_what_is_left_out_stands_with_what_it_was_left_out_of(found: Done) -> None:
+    _, left = found.report.pages["page"].split("## What was left out\n")
+    _, *parts = re.split("Of the prose:|Of the facts and the sentences about names:|By the design:", left)
+    prose, facts, by_design = ([line for line in part.splitlines() if line] for part in parts)
+    reasons = Counter((e.kind == "passage", e.reason) for e in found.report.excluded)
+    short = "- short.txt: no passage is left"
+    assert prose == [*(f"- {n} × {reason}" for (of_prose, reason), n in reasons.items() if of_prose), short]
+    assert facts == [f"- {n} × {reason}" for (of_prose, reason), n in reasons.items() if not of_prose]
+    assert [f"- {note}" for note in found.summary["notes"]] == [short, *by_design]
 
 
 def dealt(data: DataSet[Passage]) -> Texts:

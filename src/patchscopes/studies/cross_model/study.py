@@ -141,7 +141,7 @@ def _report(found: Outcome, began: float) -> Report:
     design, tokens, facts = found.design, found.tokens, found.facts
     findings = all_findings(tokens, facts)
     cases = [ran.case for ran in facts.ran] if facts is not None else []
-    notes = [*found.data.notes, *_notes(found)]
+    notes = _notes(found)
     tables = {
         "findings": findings_table(findings),
         "maps": map_table(found.maps, on_subjects(design, found.maps, cases)),
@@ -158,22 +158,25 @@ def _report(found: Outcome, began: float) -> Report:
         tables=tables,
         figures=figures(findings, tables),
         pages={
-            "page": page(design, findings, tables, _left_out(found.excluded, notes)),
+            "page": page(design, findings, tables, _left_out(found, notes)),
             "walk": walkthrough(tokens, facts, found.maps),
         },
         provenance=provenance_of(design.setup, data=found.data, design=_described(found), began=began),
-        notes=notes,
+        notes=[*found.data.notes, *notes],
     )
 
 
-def _left_out(excluded: Sequence[Exclusion], notes: Sequence[str]) -> list[str]:
-    """What was left out of the prose and of the facts, as lists for the page."""
+def _left_out(found: Outcome, notes: Sequence[str]) -> list[str]:
+    """What was left out of the prose and of the facts, and by the design, as lists for the page."""
     prose, others = (
-        Counter(exclusion.reason for exclusion in excluded if (exclusion.kind == "passage") == of_prose)
+        Counter(exclusion.reason for exclusion in found.excluded if (exclusion.kind == "passage") == of_prose)
         for of_prose in (True, False)
     )
-    facts = left_out(others, notes)
-    return ["Of the prose:", "", *left_out(prose, []), "", "Of the facts and the sentences about names:", "", *facts]
+    return [
+        *("Of the prose:", "", *left_out(prose, found.data.notes), ""),
+        *("Of the facts and the sentences about names:", "", *left_out(others, []), ""),
+        *("By the design:", "", *(f"- {note}" for note in notes)),
+    ]
 
 
 def _described(found: Outcome) -> dict[str, object]:
