@@ -13,7 +13,7 @@ from typing import Any, TypedDict, Unpack, get_args
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from patchscopes.engine import Engine, default_memory_bytes
+from patchscopes.engine import default_memory_bytes
 from patchscopes.errors import OptionError, PatchscopesWarning
 from patchscopes.mappings import Mappings, Transfer
 from patchscopes.models import LoadOptions, Model, load_by_name, wrap_in_memory
@@ -28,10 +28,11 @@ from patchscopes.selfcheck import check_model, require
 from patchscopes.settings import Settings
 from patchscopes.sources import plain_position
 from patchscopes.spec import Bos, Decoding, InspectionPrompt, Readout, ReadoutKind, Row, Source, Sweep
+from patchscopes.trust import TrustedEngine
 
 DEFAULT_CONTROLS = ("unpatched", "random-state")
 BOS_CHOICES = ("auto", "always", "never")
-RUNNERS: Mapping[str, Callable[[Transfer], Runner]] = MappingProxyType({"engine": Engine, "reference": Reference})
+RUNNERS: Mapping[str, Callable[[Transfer], Runner]] = MappingProxyType({"engine": TrustedEngine, "reference": Reference})
 
 Sources = str | Source | Sequence[str | Source]
 Prompts = str | InspectionPrompt | Sequence[str | InspectionPrompt]
@@ -194,6 +195,7 @@ def prepare(
     what remains is found, and its plan made, when it is run.
     """
     transfer = _transfer(model, target_model, mapping)
+    transfer.current(content=False)  # its content is looked at when it runs
     answers = tuple(candidate.strip() for candidate in _strings(candidates))
     _check_words(placeholder=placeholder, source_mask=source_mask, target_mask=target_mask)
     as_prompt = partial(find_prompt, placeholder=placeholder, at=target_at, mask=target_mask)

@@ -18,6 +18,7 @@ PatchscopesError                what the user can mend: exit code 2 on the comma
 │   ├── ModelFilesError         files missing, damaged or with a wrong hash
 │   ├── UnsupportedModelError   a kind of model that Patchscopes does not (yet) mean anything on
 │   ├── SelfCheckError          the model does not obey docs/semantics.md
+│   ├── ModelChangedError       the model in memory was changed while it ran
 │   └── DeviceError             a dtype or device that is not there
 ├── PullError                   a download that did not succeed
 ├── OutOfMemoryError            not even one row fits in memory
@@ -34,6 +35,7 @@ __all__ = [
     "DeviceError",
     "LayerError",
     "MappingError",
+    "ModelChangedError",
     "ModelError",
     "ModelFilesError",
     "OptionError",
@@ -127,6 +129,10 @@ class UnsupportedModelError(ModelError):
 
 class SelfCheckError(ModelError):
     """The model does not obey the semantics (docs/semantics.md)."""
+
+
+class ModelChangedError(ModelError):
+    """The model in memory was changed while it ran, so that rows would be of two models (rule 0)."""
 
 
 class DeviceError(ModelError):

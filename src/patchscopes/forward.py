@@ -5,14 +5,13 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 
-import torch
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from patchscopes.compute import Compute
-from patchscopes.hooks import Entry, enter, replaced, returns_tuples
+from patchscopes.hooks import Entry, called_by, enter, met_by, returns_tuples
 from patchscopes.kv import Rows
-from patchscopes.models import Columns, Model
+from patchscopes.models import Columns, Model, calm
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +26,7 @@ class Span:
     positions: Tensor | None = None
 
 
-@torch.no_grad()
+@calm()
 def forward(
     compute: Compute,
     rows: Rows,
@@ -41,8 +40,8 @@ def forward(
     model = compute.model
     returns_tuples(model)  # known before anything is replaced
     with (
-        without_head(model) as taken,
         compute.installed(),
+        without_head(model) as taken,
         rows.running(span.start, span.count, ids.shape[1]),
         nullcontext() if entry is None else enter(model, entry),
     ):
@@ -52,12 +51,18 @@ def forward(
 
 @contextmanager
 def without_head(model: Model) -> Iterator[list[Float[Tensor, "row column d_head_in"]]]:
-    """While open, forward passes leave out the head's product; what would enter it is put in the list."""
+    """While open, forward passes leave out the head's product; what would enter it is put in the list.
+
+    Where the modules that run are the caller's own, the product is made and not read.
+    """
     taken: list[Tensor] = []
-    head = model.hf.get_output_embeddings()
-    assert isinstance(head, nn.Module)
-    with replaced({head: partial(_take, taken)}):
-        yield taken
+    with model.running() as tree:
+        if tree.private:
+            with called_by({tree.head: partial(_take, taken)}):
+                yield taken
+        else:
+            with met_by(tree, tree.head, taken.append):
+                yield taken
 
 
 def _take(taken: list[Tensor], x: Tensor) -> Tensor:

@@ -3,7 +3,11 @@
     capture     store states as they pass
     patch       overwrite states at some places of one layer
     enter       start each row of a batch at its own layer ℓ*, with its own states
-    replaced    run a module by another function for a while
+    called_by   call a module by another function for a while, its hooks left out
+
+All of it is done to the private tree that this thread runs, which no other thread meets (`models/tree.py`). Where a model
+cannot be copied, hooks stand on its own modules and act in the thread that set them alone. Hooks of the caller's come
+before ours: a state is what they leave, and what is written comes after them.
 
 Layer 0 is what enters block 1 and is met by a pre-hook; layer ℓ ≥ 1 is the output of the whole ℓ-th block (rules 1
 and 2). Blocks return a tensor or a tuple that starts with one (rule 3): both are handled by `_stream` and `_replaced`.
@@ -12,6 +16,7 @@ What is hooked in is a `partial` or an object, and no function inside another: t
 where tests check the types of each function that is made, making it takes longer than the pass.
 """
 
+import threading
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -23,7 +28,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from patchscopes.models import Model
+from patchscopes.models import Model, Tree
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +40,9 @@ class Places:
 
     def index(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """The pair of index tensors, on `device`."""
-        return torch.tensor(self.rows, device=device), torch.tensor(self.columns, device=device)
+        return torch.tensor(self.rows, dtype=torch.long, device=device), torch.tensor(
+            self.columns, dtype=torch.long, device=device
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,9 +62,9 @@ def capture(model: Model, wanted: Mapping[int, Places]) -> Iterator[dict[int, Fl
     last entry is normed.
     """
     states: dict[int, Tensor] = {}
-    with ExitStack() as stack:
+    with model.running() as tree, ExitStack() as stack:
         for layer, places in wanted.items():
-            stack.enter_context(_on_stream(model, layer, partial(_read, states, layer, places)))
+            stack.enter_context(_on_stream(tree, layer, partial(_read, states, layer, places)))
         yield states
 
 
@@ -71,9 +78,9 @@ def patch(model: Model, writes: Sequence[LayerWrite]) -> Iterator[None]:
 
     The caller says which passes those are: with a KV cache, the one that runs the places' columns; without one, all.
     """
-    with ExitStack() as stack:
+    with model.running() as tree, ExitStack() as stack:
         for write in writes:
-            stack.enter_context(_on_stream(model, write.layer, partial(_overwrite, write)))
+            stack.enter_context(_on_stream(tree, write.layer, partial(_overwrite, write)))
         yield
 
 
@@ -104,41 +111,49 @@ class Entry:
 def enter(model: Model, entry: Entry) -> Iterator[None]:
     """While open, a forward pass runs each row only through the blocks above its layer (rule 15).
 
-    Rows that have not entered yet wait in the stream with the states that they will enter with; a block sees the rows
-    before them, and of whatever else it is given (masks, rotary angles) the part that is theirs.
+    Rows that have not entered yet wait in the stream with the states that they will enter with; a block, and the hooks
+    that the caller has on it, see the rows before them, and of whatever else the block is given (masks, rotary angles)
+    the part that is theirs.
     """
     n_rows = len(entry.layers)
     tuples = returns_tuples(model)
-    forwards = {
-        block: _Started(block.forward, n, n_rows, tuples)
-        for index, block in enumerate(model.blocks)
-        if (n := entry.n_started(index + 1)) < n_rows
-    }
-    with replaced(forwards), _on_stream(model, 0, partial(_begin, entry)):
-        yield
+    with model.running() as tree:
+        assert tree.private, "rows start at their own layers in private modules alone"
+        calls: dict[nn.Module, Callable[..., Any]] = {
+            block: _Started(block._call_impl, n, n_rows, tuples, entry if index == 0 else None)
+            for index, block in enumerate(tree.blocks)
+            if (n := entry.n_started(index + 1)) < n_rows
+        }
+        with called_by(calls), _on_stream(tree, 0, partial(_begin, entry)):
+            yield
 
 
 def _begin(entry: Entry, stream: Tensor) -> Tensor:
+    """The rows that run through block 1, behind the caller's hooks there: those that write at layer 0 have written."""
     new = stream.clone()
-    new[entry.n_embedded :] = entry.stream.to(stream)
+    new[entry.n_embedded :] = entry.stream[: len(stream) - entry.n_embedded].to(stream)
     return new
 
 
 @dataclass(frozen=True, slots=True)
 class _Started:
-    """A block's forward where only the first `n` of `n_rows` rows have started."""
+    """A call of a block where only the first `n` of `n_rows` rows have started; block 1 has the others' `entry`."""
 
-    forward: Callable[..., Any]
+    call: Callable[..., Any]
     n: int
     n_rows: int
     tuples: bool
+    entry: Entry | None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         stream = args[0] if args else kwargs["hidden_states"]
+        waiting = stream[self.n :]
+        if self.entry is not None:
+            waiting = self.entry.stream[self.n - self.entry.n_embedded :].to(stream)
         if self.n == 0:
-            return (stream, None) if self.tuples else stream
-        output = self.forward(*_part(args, self.n, self.n_rows), **_part(kwargs, self.n, self.n_rows))
-        return _replaced(output, torch.cat((_stream(output), stream[self.n :].to(_stream(output)))))
+            return (waiting, None) if self.tuples else waiting
+        output = self.call(*_part(args, self.n, self.n_rows), **_part(kwargs, self.n, self.n_rows))
+        return _replaced(output, torch.cat((_stream(output), waiting.to(_stream(output)))))
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,11 +170,13 @@ def returns_tuples(model: Model) -> bool:
 
 def _find_tuples(model: Model) -> _ReturnsTuples:
     found: list[bool] = []
-    handle = model.blocks[0].register_forward_hook(lambda _, __, output: found.append(isinstance(output, tuple)))
-    try:
-        model.next_logits(torch.zeros(1, 1, dtype=torch.long, device=model.device))
-    finally:
-        handle.remove()
+    with model.running() as tree:
+        note = _here_alone(tree, lambda _, __, output: found.append(isinstance(output, tuple)))
+        handle = tree.blocks[0].register_forward_hook(note)
+        try:
+            model.next_logits(torch.zeros(1, 1, dtype=torch.long, device=model.device))
+        finally:
+            handle.remove()
     return _ReturnsTuples(found[0])
 
 
@@ -176,32 +193,63 @@ def _part(value: Any, n: int, n_rows: int) -> Any:
 
 
 @contextmanager
-def replaced(forwards: Mapping[nn.Module, Callable[..., Any]]) -> Iterator[None]:
-    """While open, each module runs by the function given for it; what was there before comes back."""
-    before: dict[nn.Module, Any] = {module: module.__dict__.get("forward") for module in forwards}
+def called_by(calls: Mapping[nn.Module, Callable[..., Any]]) -> Iterator[None]:
+    """While open, a call of each of these private modules is a call of the function given for it.
+
+    The hooks of the module are then left to the function. `_compiled_call_impl` is PyTorch's own place for that.
+    """
+    before: dict[nn.Module, Any] = {module: module.__dict__.get("_compiled_call_impl") for module in calls}
     try:
-        for module, forward in forwards.items():
-            module.__dict__["forward"] = forward
+        for module, call in calls.items():
+            module.__dict__["_compiled_call_impl"] = call
         yield
     finally:
-        for module, forward in before.items():
-            if forward is None:
-                module.__dict__.pop("forward", None)
-            else:
-                module.__dict__["forward"] = forward
+        for module, call in before.items():
+            module.__dict__["_compiled_call_impl"] = call
 
 
 @contextmanager
-def _on_stream(model: Model, layer: int, act: Any) -> Iterator[None]:
-    """Call `act` on the residual stream at `layer`; what it returns, unless None, takes the stream's place."""
-    if layer == 0:
-        handle = model.blocks[0].register_forward_pre_hook(partial(_enter, act), with_kwargs=True)
-    else:
-        handle = model.blocks[layer - 1].register_forward_hook(partial(_leave, act))
+def met_by(tree: Tree, module: nn.Module, act: Callable[[Tensor], object]) -> Iterator[None]:
+    """While open, `act` is told of what enters `module`, behind the caller's hooks there."""
+    handle = module.register_forward_pre_hook(_here_alone(tree, partial(_tell, act)))
     try:
         yield
     finally:
         handle.remove()
+
+
+def _tell(act: Callable[[Tensor], object], _: nn.Module, args: tuple[Any, ...]) -> None:
+    act(args[0])
+
+
+@contextmanager
+def _on_stream(tree: Tree, layer: int, act: Any) -> Iterator[None]:
+    """Call `act` on the residual stream at `layer`; what it returns, unless None, takes the stream's place."""
+    if layer == 0:
+        hook = _here_alone(tree, partial(_enter, act))
+        handle = tree.blocks[0].register_forward_pre_hook(hook, with_kwargs=True)
+    else:
+        handle = tree.blocks[layer - 1].register_forward_hook(_here_alone(tree, partial(_leave, act)))
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _here_alone(tree: Tree, hook: Callable[..., Any]) -> Callable[..., Any]:
+    """The hook itself on private modules; on the caller's own, one that acts in this thread alone."""
+    return hook if tree.private else _Here(hook, threading.get_ident())
+
+
+@dataclass(frozen=True, slots=True)
+class _Here:
+    """A hook that acts in one thread, and in all others leaves things as they are."""
+
+    hook: Callable[..., Any]
+    thread: int
+
+    def __call__(self, *args: Any) -> Any:
+        return self.hook(*args) if threading.get_ident() == self.thread else None
 
 
 def _enter(act: Any, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any] | None:

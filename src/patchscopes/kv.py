@@ -12,6 +12,7 @@ never seen. Keys carry their rotary position, so they may be copied to any row.
 """
 
 import sys
+import threading
 import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -22,7 +23,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 from transformers import AttentionInterface
-from transformers.cache_utils import Cache, DynamicLayer
+from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
 from patchscopes.compute.attention import OwnKeys, Scoring, SharedKeys, attend, kernel_runs
 from patchscopes.models import Inputs, Model
@@ -56,6 +57,11 @@ class KeysValues:
 def recording_cache(model: Model) -> Cache:
     """A cache that a forward pass fills with everything it computes, sliding windows or not."""
     return Cache(layers=[DynamicLayer() for _ in range(model.n_layers)])
+
+
+def own_cache(model: Model) -> Cache:
+    """Return the cache that the model's own `generate` makes."""
+    return DynamicCache(config=model.hf.config.get_text_config(decoder=True))
 
 
 def recorded(cache: Cache, row: int) -> KeysValues:
@@ -187,7 +193,7 @@ class Rows:
         return new
 
     def update(self, block: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """What a block's attention sees of the rows that run: the new keys alone where ours runs, else all of them."""
+        """Return the keys and values for this block's attention: only the new ones with ours, else the cached ones too."""
         if self._sharing == "shared":
             return keys, values
         count, columns = keys.shape[0], keys.shape[2]
@@ -205,7 +211,7 @@ class Rows:
     def attention(
         self, module: nn.Module, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, **options: Any
     ) -> tuple[Tensor, None]:
-        """What transformers calls in the stead of its own attention."""
+        """Return the output of one block's attention, in the form that transformers expects."""
         _refuse_unknown(options, mask)
         block, count = int(module.layer_idx), q.shape[0]  # type: ignore[arg-type]
         scale = options.get("scaling")
@@ -277,20 +283,38 @@ def copy_prefixes(model: Model) -> None:
     model.keep(_Found("copied"))
 
 
+class _Attending(threading.local):
+    """Whose rows attention sees in this thread."""
+
+    rows: Rows | None = None
+
+
+_attending = _Attending()
+
+
+def _attend(module: nn.Module, *args: Any, **options: Any) -> tuple[Tensor, None]:
+    """Attend to the rows that run in this thread; what transformers calls for private modules while they do."""
+    rows = _attending.rows
+    assert rows is not None, "only private modules have this implementation, and only while rows run"
+    return rows.attention(module, *args, **options)
+
+
+# One name for all models and threads, in a table that transformers never walks through. No mask function has that name:
+# transformers then makes no mask, and ours needs none.
+AttentionInterface.register(INTERFACE, _attend)
+
+
 @contextmanager
 def _through_interface(rows: Rows) -> Iterator[None]:
-    config = rows._model.hf.config.get_text_config(decoder=True)
-    before = config._attn_implementation
-    # A name of its own, since two models may run at once. No mask function has it: transformers then makes no mask,
-    # and ours needs none.
-    name = f"{INTERFACE}-{id(rows)}"
-    AttentionInterface.register(name, rows.attention)
-    config._attn_implementation = name
-    try:
-        yield
-    finally:
-        config._attn_implementation = before
-        AttentionInterface._global_mapping.pop(name, None)
+    """While open, the attention of the private modules that this thread runs is that of `rows`."""
+    with rows._model.running() as tree:
+        assert tree.private, "a prefix is shared in private modules alone"
+        before, seen = tree.config._attn_implementation, _attending.rows
+        tree.config._attn_implementation, _attending.rows = INTERFACE, rows
+        try:
+            yield
+        finally:
+            tree.config._attn_implementation, _attending.rows = before, seen
 
 
 def _refuse_unknown(options: dict[str, Any], mask: Tensor | None) -> None:

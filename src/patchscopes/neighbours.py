@@ -19,7 +19,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from patchscopes.models import Model
+from patchscopes.models import Model, calm
 from patchscopes.passes import captured
 from patchscopes.spec import State
 
@@ -36,7 +36,7 @@ class Neighbour:
     cosine: float
 
 
-@torch.no_grad()
+@calm()
 def nearest_tokens(model: Model, states: Sequence[State], *, k: int = 10) -> list[tuple[Neighbour, ...]]:
     """The `k` nearest tokens of each state, the nearest first. Each text runs once, whatever layers are asked of it."""
     if not states:

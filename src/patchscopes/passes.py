@@ -7,17 +7,19 @@ Axes: text, token (of one text, unpadded), d_model, d_head_in.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from patchscopes.alone import batched
 from patchscopes.compute import compute_of
 from patchscopes.forward import without_head
 from patchscopes.hooks import Places, capture, returns_tuples
 from patchscopes.layout import Layout
-from patchscopes.models import Columns, Inputs, Model
+from patchscopes.models import Columns, Inputs, Model, calm
 from patchscopes.spec import Ids, State
 
 TOKENS_AT_ONCE = 1024  # of a pass, padding included: of SmolLM2's 31 layers, 70 MiB of states
@@ -45,7 +47,7 @@ def text_states(
     memory together. An empty text has no states and is refused by an assertion: leave it out.
     """
     assert all(texts)
-    at_once = tokens_at_once or TOKENS_AT_ONCE
+    at_once = _at_once(model, tokens_at_once or TOKENS_AT_ONCE)
     returns_tuples(model)  # known before anything is replaced
     for indices in _batches([len(ids) for ids in texts], at_once):
         rows = [texts[index] for index in indices]
@@ -74,7 +76,7 @@ def captured(model: Model, states: Sequence[State]) -> Float[Tensor, "state d_mo
     found = torch.empty(len(states), model.d_model, device=model.device)
     texts = list(of_text)
     returns_tuples(model)  # known before anything is replaced
-    for batch in _batches([len(ids) for ids, _ in texts], TOKENS_AT_ONCE):
+    for batch in _batches([len(ids) for ids, _ in texts], _at_once(model, TOKENS_AT_ONCE)):
         layout = Layout([texts[row][0] for row in batch], [texts[row][1] for row in batch])
         by_layer: dict[int, list[int]] = {}
         column = {}
@@ -97,13 +99,19 @@ class _Run:
     head_input: Float[Tensor, "row column d_head_in"]
 
 
-@torch.no_grad()
+@calm()
 def _run(model: Model, layout: Layout, wanted: Mapping[int, Places], *, columns: Columns) -> _Run:
     device = model.device
     inputs = Inputs(layout.ids(device), layout.mask(device), layout.position_ids(device))
-    with compute_of(model).installed(), without_head(model) as taken, capture(model, wanted) as found:
+    installed = compute_of(model).installed() if batched(model) else nullcontext()
+    with installed, without_head(model) as taken, capture(model, wanted) as found:
         model.forward(inputs, columns)
     return _Run({layer: found[layer].float().to(device) for layer in wanted}, taken[0])
+
+
+def _at_once(model: Model, n_tokens: int) -> int:
+    """How many tokens a pass may run: of one text alone, where what is attached to the model may not bear batches."""
+    return n_tokens if batched(model) else 0
 
 
 def _places(entries: Sequence[tuple[int, int]]) -> Places:

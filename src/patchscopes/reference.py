@@ -5,7 +5,8 @@
     3. Go on generating: each step runs the whole text again, with the write made again.
 
 It is the oracle that every faster runner equals token for token (rule 9), and the baseline that they are timed
-against.
+against. Where the caller has hooks on the model, or forwards of their own, the prompt runs once and then a token a pass,
+behind the model's own cache, as in its own `generate` (rule 0).
 """
 
 from collections.abc import Iterator, Sequence
@@ -14,9 +15,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from patchscopes.alone import Alone
 from patchscopes.hooks import LayerWrite, Places, capture, patch
 from patchscopes.mappings import Transfer
-from patchscopes.models import Inputs, Model
+from patchscopes.models import Inputs, Model, calm
 from patchscopes.plan import Plan
 from patchscopes.readouts import (
     Compared,
@@ -45,19 +47,21 @@ class Reference:
         for index, cell in enumerate(plan.cells):
             yield self.run_cell(cell, index)
 
+    @calm()
     def run_cell(self, cell: Cell, index: int = 0) -> Result:
         """Run one cell."""
-        ids = list(cell.target_ids)
-        with patch(self.model, self._writes(cell)):
-            logits = next_logits(self.model, ids, cell.masked)
-            if cell.readout.kind == "candidates":
-                return candidates_result([self._logprob(ids, answer, cell.masked) for answer in cell.candidates], index)
-            writing, gaps = Writing(self.model, cell), [top2_gap(logits[0])]
-            while cell.readout.kind == "text" and not writing.add(choose(logits[0], cell, len(writing.token_ids))):
-                logits = next_logits(self.model, [*ids, *writing.token_ids], cell.masked)
-                gaps.append(top2_gap(logits[0]))
+        writes = self._writes(cell)
+        if cell.readout.kind == "candidates":
+            scores = [self._logprob(cell, answer, writes) for answer in cell.candidates]
+            return candidates_result(scores, index)
+        text = _text(self.model, cell, writes)
+        logits = text.prompt()
         if cell.readout.kind == "next-token":
             return self._compared(cell, logits, next_token_results(self.model, logits, [cell], [index])[0])
+        writing, gaps = Writing(self.model, cell), [top2_gap(logits[0])]
+        while not writing.add(choose(logits[0], cell, len(writing.token_ids))):
+            logits = text.token(writing.token_ids[-1])
+            gaps.append(top2_gap(logits[0]))
         return writing.result(index, gaps)
 
     def states(self, wanted: Sequence[State]) -> Float[Tensor, "state d_source"]:
@@ -72,12 +76,17 @@ class Reference:
         """The same of the target model."""
         return torch.stack([_state(self.model, state).float() for state in wanted])
 
-    def _logprob(self, prompt: Sequence[int], answer: Ids, masked: Sequence[int] = ()) -> float:
-        """Σ ln p(token) over the answer's tokens, from one run of the prompt with the answer behind it."""
-        if masked:  # what the prompt's last token sees, no later one may see: each token from a run of its own
-            runs = (next_logits(self.model, [*prompt, *answer[:k]], masked)[0] for k in range(len(answer)))
+    def _logprob(self, cell: Cell, answer: Ids, writes: Sequence[LayerWrite]) -> float:
+        """Σ ln p(token) over the answer's tokens: from one run of the prompt with the answer behind it, where it can."""
+        if self.model.attached or cell.masked:
+            # What a hook does may depend on the pass, and what a masked prompt's last token sees, no later one may see.
+            text = _text(self.model, cell, writes)
+            runs = [text.prompt()[0], *(text.token(token)[0] for token in answer[:-1])]
             return sum(float(torch.log_softmax(run, dim=-1)[k]) for run, k in zip(runs, answer, strict=True))
-        logits = self.model.all_logits(torch.tensor([[*prompt, *answer]], device=self.model.device))[0]
+        prompt = cell.target_ids
+        ids = torch.tensor([[*prompt, *answer]], dtype=torch.long, device=self.model.device)
+        with patch(self.model, writes):
+            logits = self.model.all_logits(ids)[0]
         logprobs = torch.log_softmax(logits[len(prompt) - 1 : -1], dim=-1)
         return float(logprobs[range(len(answer)), answer].sum())
 
@@ -100,18 +109,54 @@ class Reference:
         return [LayerWrite(cell.write.site.layer, places, vectors)]
 
 
+class _WholeText:
+    """A patched text that runs whole at each step, with its write made anew."""
+
+    def __init__(self, model: Model, cell: Cell, writes: Sequence[LayerWrite]) -> None:
+        self._model, self._masked, self._writes = model, cell.masked, writes
+        self._ids = list(cell.target_ids)
+
+    def prompt(self) -> Float[Tensor, "row d_vocab"]:
+        """Run the inspection prompt."""
+        with patch(self._model, self._writes):
+            return next_logits(self._model, self._ids, self._masked)
+
+    def token(self, token: int) -> Float[Tensor, "row d_vocab"]:
+        """Run it with one token more behind it."""
+        self._ids.append(token)
+        return self.prompt()
+
+
+class _InTwoPhases:
+    """A patched text that runs as in the model's own `generate`: its write falls into the pass of the prompt."""
+
+    def __init__(self, model: Model, cell: Cell, writes: Sequence[LayerWrite]) -> None:
+        self._model, self._writes = model, writes
+        self._alone = Alone(model, cell.target_ids, cell.masked)
+        self.token = self._alone.token
+
+    def prompt(self) -> Float[Tensor, "row d_vocab"]:
+        """Run the inspection prompt."""
+        with patch(self._model, self._writes):
+            return self._alone.prompt()
+
+
+def _text(model: Model, cell: Cell, writes: Sequence[LayerWrite]) -> _WholeText | _InTwoPhases:
+    return _InTwoPhases(model, cell, writes) if model.attached else _WholeText(model, cell, writes)
+
+
 def next_logits(model: Model, ids: Sequence[int], masked: Sequence[int] = ()) -> Float[Tensor, "row d_vocab"]:
     """Logits after the last of `ids`; of `masked` positions nothing is seen but by themselves.
 
     Of a masked position the only one that is read, if any, is the last: it sees itself, and no later one sees it.
     """
-    tokens = torch.tensor([list(ids)], device=model.device)
+    tokens = torch.tensor([list(ids)], dtype=torch.long, device=model.device)
     if not masked:
         return model.next_logits(tokens)
     mask = torch.ones_like(tokens)
     mask[0, list(masked)] = 0
     mask[0, -1] = 1
-    places = torch.arange(len(ids), device=model.device)[None]
+    places = torch.arange(len(ids), dtype=torch.long, device=model.device)[None]
     return model.forward(Inputs(tokens, mask, places), "last")[:, -1].float()
 
 

@@ -11,13 +11,14 @@ from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
-from patchscopes.errors import RunChangedError
-from patchscopes.kv import sharing
+from patchscopes.engine import shape_of
+from patchscopes.errors import ModelChangedError, OptionError, RunChangedError
+from patchscopes.guard import Guard
 from patchscopes.mappings import Transfer
 from patchscopes.models import Model
-from patchscopes.plan import Budget, Explanation, ModelShape, Plan, Runner, compile_plan
+from patchscopes.plan import Budget, Explanation, Plan, Runner, compile_plan
 from patchscopes.provenance import provenance
-from patchscopes.resolve import Resolved
+from patchscopes.resolve import Resolved, resolve
 from patchscopes.results import Results
 from patchscopes.rows import Made, row_of, with_baselines
 from patchscopes.spec import Cell, Request, Result, Row, Sweep
@@ -54,11 +55,12 @@ class Work:
     baselines: Mapping[int, int]
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Inspection:
     """A resolved sweep on a model, or from one to another, and the runner to run it with.
 
-    `folder` keeps rows where there is one.
+    `folder` keeps rows where there is one. Where a model has changed since the sweep was resolved, it is resolved anew
+    before it runs: identities are those of the model that runs (rule 0).
     """
 
     transfer: Transfer
@@ -68,6 +70,23 @@ class Inspection:
     runner_name: str
     budget: Budget
     folder: Path | None = None
+
+    def __post_init__(self) -> None:
+        self._state = self.transfer.state
+
+    def follow(self) -> None:
+        """Resolve the sweep anew where a model is no longer what it was when that was done.
+
+        Raises UnsupportedModelError where a model cannot be run as it is, and a SpecError where the sweep no longer fits.
+        """
+        self.transfer.current()
+        if self.transfer.state == self._state:
+            return
+        self._state = self.transfer.state
+        self.sweep = self.transfer.named(self.sweep)
+        self.resolved = resolve(self.transfer, self.sweep)
+        for name in ("identities", "work"):
+            self.__dict__.pop(name, None)
 
     @property
     def model(self) -> Model:
@@ -151,7 +170,7 @@ class Inspection:
         return Work(tuple(idle), plan, tuple(map(tuple, askers.values())), baselines)
 
     def run(self, work: Work) -> Iterator[tuple[int, Row]]:
-        """Yield (index of the request, row) as rows finish: first those that need no run."""
+        """Yield (index of the request, row) as rows finish, those of one cell together: first those that need no run."""
         for index in work.idle:
             yield index, self.row(index)
         if not work.plan.cells:
@@ -167,9 +186,11 @@ class Inspection:
 
         Raises what `patchscopes.store.open_writer` raises, and OptionError where a row is over the budget.
         """
+        self.follow()
         if self.folder is None:
             yield Session(self, None, self.work)
             return
+        self._refuse_unhashed()
         with open_writer(self.folder, self.head()) as writer:
             self._check(writer)
             yield Session(self, writer, self.remaining(writer.done) if writer.done else self.work)
@@ -212,6 +233,16 @@ class Inspection:
         model = self.model
         return Head(sweep, model.identity, model.describe(), made_by, len(self.requests), self.resolved.warnings)
 
+    def _refuse_unhashed(self) -> None:
+        """Raise OptionError where a run directory could not tell what is attached to a model from something else."""
+        for model in self.transfer.models:
+            if found := model.unhashed:
+                raise OptionError(
+                    f"{model.id} has {found[0]}, which holds something that cannot be hashed, so that a run directory "
+                    'could not tell its rows from others. Name what is attached: variant="NAME" (--variant NAME); the '
+                    "name then stands for it, and another needs another name."
+                )
+
     def _check(self, writer: Writer) -> None:
         """Raise RunChangedError where a kept row is of another cell than its request by now asks for."""
         for index, row in writer.done.items():
@@ -250,24 +281,43 @@ class Session:
         return self.writer.stored() if self.writer is not None else {}
 
     def rows(self) -> Iterator[tuple[int, Row]]:
-        """Run what remains, keep it, and yield (index of the request, row) as rows finish."""
-        for index, row in self.inspection.run(self.work):
-            if self.writer is not None:
+        """Run what remains, keep it, and yield (index of the request, row) as rows finish.
+
+        A row is kept once the model was seen to be what it was when the run began. Raises ModelChangedError where it is
+        not; the rows given since it last was are not kept.
+        """
+        guard = Guard(self.inspection.transfer, sum(map(len, self.work.askers)))
+        given: list[tuple[int, Row]] = []
+        n_done, ended = 0, False
+        try:
+            for index, row in self.inspection.run(self.work):
+                given.append((index, row))
+                n_done += 1
+                if guard.due:
+                    self._hold(guard, given, n_done)
+                yield index, row
+            self._hold(guard, given, n_done)
+            ended = True
+        finally:
+            # Interrupted or left alone: what was given is kept where the model is still what it was.
+            if not ended and given and guard.holds():
+                self._keep(given)
+
+    def _hold(self, guard: Guard, given: list[tuple[int, Row]], n_done: int) -> None:
+        """Look at the model, and keep what was given since the last look; it is then no longer in `given`."""
+        indices = [index for index, _ in given]
+        try:
+            guard.hold(indices, n_done, kept=self.writer is not None)
+        except ModelChangedError:
+            given.clear()
+            raise
+        self._keep(given)
+        given.clear()
+
+    def _keep(self, rows: Sequence[tuple[int, Row]]) -> None:
+        if self.writer is not None:
+            for index, row in rows:
                 self.writer.append(index, row)
-            yield index, row
-
-
-def shape_of(model: Model) -> ModelShape:
-    """What a plan needs to know of `model`."""
-    return ModelShape(
-        n_layers=model.n_layers,
-        d_model=model.d_model,
-        d_vocab=model.d_vocab,
-        kv_bytes_per_token=model.kv_bytes_per_token,
-        n_matrix_parameters=model.n_matrix_parameters,
-        itemsize=model.dtype.itemsize,
-        shares_prefix=sharing(model) == "shared",
-    )
 
 
 def run_cells(model: Model, runner: Runner, cells: Sequence[Cell], budget: Budget) -> list[Result]:

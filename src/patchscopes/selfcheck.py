@@ -25,6 +25,7 @@ from patchscopes.kv import Rows, copy_prefixes, recorded, recording_cache, shari
 from patchscopes.layout import Layout
 from patchscopes.models import Inputs, Model
 from patchscopes.models.architectures import TABLE
+from patchscopes.numbers import some_ids
 from patchscopes.rng import philox
 from patchscopes.spec import Ids
 from patchscopes.vectors import rescaled
@@ -254,11 +255,3 @@ class _Check:
     def _deviation(self, a: Tensor, b: Tensor) -> float:
         difference = float((a - b).abs().max()) / self.scale
         return float("inf") if math.isnan(difference) else difference
-
-
-def some_ids(model: Model, n: int, key: str) -> Ids:
-    """`n` ids of ordinary tokens, drawn by `key`."""
-    special = set(model.tokenizer.all_special_ids) | model.eos_ids
-    size = min(model.d_vocab, len(model.tokenizer))
-    drawn = philox("ids", key).permutation(size)[: n + len(special)].tolist()
-    return tuple(int(id) for id in drawn if id not in special)[:n]

@@ -11,7 +11,7 @@ from patchscopes.compute import compute_of
 from patchscopes.compute.attention import SharedKeys
 from patchscopes.forward import Span, forward
 from patchscopes.kv import Rows, recorded, recording_cache, sharing
-from patchscopes.models import Inputs, Model
+from patchscopes.models import Inputs, Model, calm
 from patchscopes.plan import Speed
 
 REPEATS = 3
@@ -50,7 +50,7 @@ def _pass_s(model: Model, n_rows: int) -> float:
     return _median_s(lambda: forward(compute, rows, Span(0, n_rows), ids))
 
 
-@torch.no_grad()
+@calm()
 def _some_prefix(model: Model) -> list[SharedKeys]:
     """A prefix as long as those of most inspection prompts."""
     cache = recording_cache(model)
@@ -58,7 +58,7 @@ def _some_prefix(model: Model) -> list[SharedKeys]:
     return recorded(cache, 0).shared(PREFIX)
 
 
-@torch.no_grad()
+@calm()
 def _alone(model: Model, n_tokens: int) -> None:
     """One text by transformers' own modules, as a loop over cells would run it."""
     ids = torch.zeros(1, n_tokens, dtype=torch.long, device=model.device)

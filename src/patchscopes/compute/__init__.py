@@ -5,10 +5,11 @@
     head        the vocabulary in chunks: logits are read where they are made
 
 No model's code is copied: a module is replaced only where what stands in for it gives the same on random input, and
-the self-check has the last word. Nothing is replaced outside a `with compute.installed()`.
+the self-check has the last word. Functions stand in on private modules alone, which nobody else meets, and only for
+modules that run by their class's own forward without hooks: all others run themselves.
 """
 
-from patchscopes.compute.compute import Compute, compute_of
+from patchscopes.compute.compute import Compute, compute_of, plain_compute
 from patchscopes.compute.head import Head
 
-__all__ = ["Compute", "Head", "compute_of"]
+__all__ = ["Compute", "Head", "compute_of", "plain_compute"]

@@ -4,8 +4,7 @@ Each is found by what it is made of and taken only where it gives the same as th
 """
 
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +17,8 @@ from patchscopes.kernels.ops import Activation
 
 CLOSE = 1e-5
 ROTARY = "apply_rotary_pos_emb"
+# Named at every tensor, since a process may have other defaults.
+PLAIN = {"dtype": torch.float32, "device": "cpu"}
 ACTIVATIONS: tuple[Activation, ...] = ("silu", "gelu")
 
 
@@ -28,7 +29,7 @@ def norm_function(module: nn.Module) -> Callable[[Tensor], Tensor] | None:
         return None
     if [name for name, _ in module.named_parameters()] != ["weight"]:
         return None
-    x = torch.randn(4, weight.shape[0], generator=torch.Generator().manual_seed(0))
+    x = torch.randn(4, weight.shape[0], generator=torch.Generator().manual_seed(0), dtype=weight.dtype, device="cpu")
     x[2:] *= 1e-2  # where eps decides
     expected = module(x)
     for scale in (weight.detach(), 1.0 + weight.detach()):
@@ -62,43 +63,26 @@ def _mlp(gate: LinearFunction, up: LinearFunction, down: LinearFunction, activat
     return lambda x: down(kernels.gated(gate(x), up(x), activation))
 
 
-def rotary_places(blocks: Any) -> list[Any]:
-    """The Python modules whose `apply_rotary_pos_emb` the blocks call, where the kernel gives the same."""
-    places = {sys.modules[type(part).__module__] for block in blocks for part in block.modules()}
-    return [place for place in places if hasattr(place, ROTARY) and _turns_halves(getattr(place, ROTARY))]
+def rotary_functions(parts: Iterable[nn.Module]) -> dict[Callable[..., Any], Callable[..., Any]]:
+    """What stands in for each `apply_rotary_pos_emb` that modules of the blocks call and the kernel gives the same as."""
+    modules = {sys.modules[type(part).__module__] for part in parts}
+    found = {original for module in modules if callable(original := getattr(module, ROTARY, None))}
+    return {original: _Rotary(original) for original in found if _turns_halves(original)}
 
 
 def _turns_halves(original: Callable[..., Any]) -> bool:
     generator = torch.Generator().manual_seed(0)
-    q, k = (torch.randn(2, 3, n_heads, 16, generator=generator).transpose(1, 2) for n_heads in (4, 2))
-    cos, sin = torch.randn(2, 2, 3, 16, generator=generator)
+    q, k = (
+        torch.randn(2, 3, n_heads, 16, generator=generator, **PLAIN).transpose(1, 2)  # type: ignore[call-overload]
+        for n_heads in (4, 2)
+    )
+    cos, sin = torch.randn(2, 2, 3, 16, generator=generator, **PLAIN)  # type: ignore[call-overload]
     try:
         expected = original(q, k, cos, sin)
     except (TypeError, ValueError, RuntimeError):
         return False
     found = _rotated(q, cos, sin), _rotated(k, cos, sin)
     return all(torch.allclose(a, b, rtol=CLOSE, atol=CLOSE) for a, b in zip(found, expected, strict=True))
-
-
-@contextmanager
-def rotary_installed(places: list[Any]) -> Iterator[None]:
-    """While open, the rotary embedding of `places` runs by the kernel where its input allows.
-
-    A place belongs to all models of a family, of which two may run at once: whoever comes second replaces the original
-    too, not what the first put there, so that the original is what stays.
-    """
-    originals = [_original(getattr(place, ROTARY)) for place in places]
-    try:
-        for place, original in zip(places, originals, strict=True):
-            setattr(place, ROTARY, _Rotary(original))
-        yield
-    finally:
-        for place, original in zip(places, originals, strict=True):
-            setattr(place, ROTARY, original)
-
-
-def _original(rotary: Callable[..., Any]) -> Callable[..., Any]:
-    return rotary.original if isinstance(rotary, _Rotary) else rotary
 
 
 @dataclass(frozen=True, slots=True)

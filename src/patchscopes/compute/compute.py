@@ -1,7 +1,7 @@
 """What of a model runs otherwise than transformers has it, decided once per model and checked as it is decided."""
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,66 +10,58 @@ from torch import Tensor, nn
 
 from patchscopes import kernels
 from patchscopes.compute import linear
-from patchscopes.compute.blocks import mlp_function, norm_function, rotary_installed, rotary_places
+from patchscopes.compute.blocks import mlp_function, norm_function, rotary_functions
 from patchscopes.compute.head import Head
-from patchscopes.hooks import replaced
-from patchscopes.models import Model
+from patchscopes.models import Model, Replacements, Trees, calm, runs_alone
 
 
 @dataclass(frozen=True)
 class Compute:
-    """The functions that stand in for a model's modules, and its head in chunks.
-
-    `stamp` tells the weights that they were made from: in-place changes and exchanged tensors show in it.
-    """
+    """The functions that stand in for a model's modules and for functions that they call, and its head in chunks."""
 
     model: Model
     head: Head
+    trees: Trees
     forwards: dict[nn.Module, Callable[[Tensor], Tensor]] = field(default_factory=dict)
-    rotary: list[Any] = field(default_factory=list)
-    stamp: tuple[tuple[int, int], ...] = ()
+    rotary: dict[Callable[..., Any], Callable[..., Any]] = field(default_factory=dict)
 
     @contextmanager
     def installed(self) -> Iterator[None]:
-        """While open, the model runs by these functions."""
-        with ExitStack() as stack:
-            stack.enter_context(replaced(self.forwards))
-            stack.enter_context(rotary_installed(self.rotary))
+        """While open, passes of this thread run a private tree of the model in which these functions stand in."""
+        with self.trees.lent() as tree, self.model.run_by(tree):
             yield
 
 
 def compute_of(model: Model) -> Compute:
-    """The model's Compute, made at first use (0.2 s for 135M parameters) and again where weights have changed."""
-    compute = model.kept(Compute, _make)
-    if compute.stamp != _stamp(model):
-        compute = _make(model)
-        model.keep(compute)
-    return compute
+    """The model's Compute, made at first use (0.2 s for 135M parameters) and again where the model has changed."""
+    return model.kept(Compute, _make)
 
 
-def _stamp(model: Model) -> tuple[tuple[int, int], ...]:
-    return tuple((p.data_ptr(), p._version) for p in model.hf.parameters())
+def plain_compute(model: Model) -> Compute:
+    """A Compute in which nothing stands in for a module: all of them run themselves."""
+    trees = Trees(model.hf, model.blocks, Replacements(attention=True))
+    return Compute(model, Head(model, repack=False), trees)
 
 
-@torch.no_grad()
+@calm()
 def _make(model: Model) -> Compute:
-    stamp = _stamp(model)
-    plain = model.dtype != torch.float32 or model.device.type != "cpu" or not linear.available()
-    if plain:
-        return Compute(model, Head(model, repack=False), stamp=stamp)
+    if model.dtype != torch.float32 or model.device.type != "cpu" or not linear.available():
+        return plain_compute(model)
     weights = sum(p.numel() * p.element_size() for p in model.hf.parameters())
     repack = linear.room_to_repack(weights)
     parts = [part for block in model.blocks for part in block.modules()]
-    linears = linear.linear_functions(parts, repack=repack)
+    replaceable = [part for part in (*parts, *_final(model)) if runs_alone(part)]
+    linears = linear.linear_functions(replaceable, repack=repack)
     forwards: dict[nn.Module, Callable[[Tensor], Tensor]] = dict(linears)
-    rotary: list[Any] = []
+    rotary: dict[Callable[..., Any], Callable[..., Any]] = {}
     if kernels.native().library is not None:
-        for part in (*parts, *_final(model)):
+        for part in replaceable:
             function = norm_function(part) or mlp_function(part, linears)
             if function is not None:
                 forwards[part] = function
-        rotary = rotary_places(model.blocks)
-    return Compute(model, Head(model, repack=repack), forwards, rotary, stamp)
+        rotary = rotary_functions(parts)
+    trees = Trees(model.hf, model.blocks, Replacements(forwards, rotary, attention=True))
+    return Compute(model, Head(model, repack=repack), trees, forwards, rotary)
 
 
 def _final(model: Model) -> list[nn.Module]:

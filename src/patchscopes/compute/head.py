@@ -8,6 +8,7 @@ Axes: row, d_head_in (what enters the head), d_vocab.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from jaxtyping import Float, Int
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 
 from patchscopes import kernels
 from patchscopes.compute import linear
-from patchscopes.models import Model
+from patchscopes.models import Model, calm, runs_alone
 
 CHUNK = 2048
 
@@ -45,7 +46,9 @@ class Head:
         assert isinstance(module, nn.Module)
         self._model = model
         self._chunks: list[tuple[int, linear.LinearFunction]] = []
-        if isinstance(module, nn.Linear) and linear.available() and linear.takes(module.weight):
+        # Only a plain matrix is read in parts, or a token at a time; any other head, and one with hooks, runs itself.
+        self._plain = type(module) is nn.Linear and runs_alone(module)
+        if self._plain and linear.available() and linear.takes(module.weight):
             biases: Tensor | None = module.bias
             for start in range(0, module.weight.shape[0], CHUNK):
                 part = slice(start, start + CHUNK)
@@ -53,9 +56,9 @@ class Head:
                 function = linear.pack(module.weight[part].contiguous(), bias, repack=repack)
                 self._chunks.append((start, function))
         else:
-            self._chunks.append((0, module))
+            self._chunks.append((0, partial(_last_of_text, module)))
 
-    @torch.no_grad()
+    @calm()
     def best(self, x: Float[Tensor, "row d_head_in"]) -> Best:
         """The most likely token of each row. Scale and softcap keep the order, so only the largest logit needs them."""
         top = kernels.Top.none(x.shape[0], 1, x.device)
@@ -63,12 +66,12 @@ class Head:
             top = kernels.top_k(chunk(x), start, top)
         return Best(self._model.scaled_logits(top.values[:, 0]), top.indices[:, 0])
 
-    @torch.no_grad()
+    @calm()
     def logits(self, x: Float[Tensor, "row d_head_in"]) -> Float[Tensor, "row d_vocab"]:
         """All logits in float32."""
         return torch.cat([part for _, part in self._parts(x)], dim=-1)
 
-    @torch.no_grad()
+    @calm()
     def distribution(self, x: Float[Tensor, "row d_head_in"], k: int) -> Distribution:
         """The next token's distribution."""
         sums, top = [], kernels.Top.none(x.shape[0], k, x.device)
@@ -85,7 +88,7 @@ class Head:
         logprobs = top.values.double() - normalizer[:, None]
         return Distribution((z.log() - shifted / z).float(), logprobs.float(), top.indices)
 
-    @torch.no_grad()
+    @calm()
     def logprobs(
         self, x: Float[Tensor, "row d_head_in"], tokens: Int[Tensor, "row token"]
     ) -> Float[Tensor, "row token"]:
@@ -98,7 +101,7 @@ class Head:
             found = torch.where(here, part.gather(1, local.clamp(0, part.shape[1] - 1)), found)
         return found - _log_normalizer(sums)[:, None]
 
-    @torch.no_grad()
+    @calm()
     def divergences(
         self, x: Float[Tensor, "row d_head_in"], others: Sequence[Float[Tensor, "row d_head_in"]]
     ) -> Float[Tensor, "other row"]:
@@ -118,7 +121,7 @@ class Head:
             torch.stack([e + n - normalizer for e, n in zip(expected, normalizers, strict=True)]).clamp(min=0).float()
         )
 
-    @torch.no_grad()
+    @calm()
     def ranks(self, x: Float[Tensor, "row d_head_in"], tokens: Int[Tensor, " row"]) -> Int[Tensor, " row"]:
         """The place of one token of each row among all, by its logit: 1 is the likeliest; ties share the better."""
         logits = torch.full(tokens.shape, float("-inf"), device=x.device)
@@ -130,13 +133,13 @@ class Head:
         above = [(part > logits[:, None]).sum(-1) for _, part in self._parts(x)]
         return torch.stack(above).sum(0) + 1
 
-    @torch.no_grad()
+    @calm()
     def token_logits(
         self, x: Float[Tensor, "row d_head_in"], tokens: Int[Tensor, "row token"]
     ) -> Float[Tensor, "row token"]:
         """The logits of some tokens of each row, without those of all others where the head is a plain matrix."""
         module, tokens = self._model.hf.get_output_embeddings(), tokens.to(x.device)
-        if type(module) is not nn.Linear:
+        if not self._plain:
             return self.logits(x).gather(1, tokens)
         logits = torch.einsum("rd,rtd->rt", x, module.weight[tokens])
         biases: Tensor | None = module.bias
@@ -148,6 +151,12 @@ class Head:
     def _parts(self, x: Tensor) -> Iterator[tuple[int, Float[Tensor, "row chunk"]]]:
         for start, chunk in self._chunks:
             yield start, self._model.scaled_logits(chunk(x)).float()
+
+
+def _last_of_text(module: nn.Module, x: Float[Tensor, "row d_head_in"]) -> Float[Tensor, "row d_vocab"]:
+    """Call the head as a decoding step does, with one column a row: a hook on it may count on that."""
+    logits: Tensor = module(x[:, None])[:, 0]
+    return logits
 
 
 def _log_normalizer(sums: Sequence[Tensor]) -> Tensor:

@@ -63,7 +63,7 @@ def linear_functions(modules: Iterable[nn.Module], *, repack: bool) -> dict[nn.M
 
 def agrees(module: Callable[[Tensor], Tensor], function: LinearFunction, d_in: int) -> bool:
     """Whether the two give the same on random input, to rounding."""
-    x = torch.randn(3, 1, d_in, generator=torch.Generator().manual_seed(0))
+    x = torch.randn(3, 1, d_in, generator=torch.Generator().manual_seed(0), dtype=torch.float32, device="cpu")
     expected = module(x)
     same: bool = torch.allclose(function(x), expected, rtol=CLOSE, atol=CLOSE * float(expected.abs().max()))
     return same

@@ -8,5 +8,6 @@ candidates   given answers behind the rows, scored
 """
 
 from patchscopes.engine.runner import Engine, default_memory_bytes
+from patchscopes.engine.shape import shape_of
 
-__all__ = ["Engine", "default_memory_bytes"]
+__all__ = ["Engine", "default_memory_bytes", "shape_of"]

@@ -77,7 +77,7 @@ def _run(model: Model, compute: Compute, prompts: Sequence[Prompt]) -> Iterable[
     everywhere = Places(tuple(row for row in range(rows) for _ in range(columns)), tuple(range(columns)) * rows)
     cache = recording_cache(model)
     inputs = replace(_inputs(model, prompts), cache=cache)
-    with without_head(model), compute.installed(), capture(model, dict.fromkeys(layers, everywhere)) as captured:
+    with compute.installed(), without_head(model), capture(model, dict.fromkeys(layers, everywhere)) as captured:
         model.forward(inputs, "last")
     for row, prompt in enumerate(prompts):
         keys_values = recorded(cache, row)

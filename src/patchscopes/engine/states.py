@@ -15,7 +15,7 @@ from patchscopes.forward import without_head
 from patchscopes.hooks import Places, capture
 from patchscopes.layout import Layout
 from patchscopes.mappings import Transfer
-from patchscopes.models import Inputs, Model
+from patchscopes.models import Inputs, Model, calm
 from patchscopes.plan import Side, SourcePass
 from patchscopes.spec import State, Vector
 from patchscopes.vectors import Digests, make_vectors
@@ -73,7 +73,7 @@ class States:
         row, said = self._said
         return said.of(torch.tensor([row[state] for state in wanted], device=said.x.device))
 
-    @torch.no_grad()
+    @calm()
     def _read_out(self) -> tuple[Mapping[State, int], Said]:
         model, head = self._transfer.source, self.source_compute.head
         last = [state for state in self._side["source"].known if state.layer == model.n_layers]
@@ -97,7 +97,7 @@ class _Captured:
 
     def add(self, batch: Sequence[SourcePass]) -> None:
         """Run a batch of source passes."""
-        with self._compute.installed(), without_head(self._model):
+        with calm(), self._compute.installed(), without_head(self._model):
             self._parts.extend(self._capture(batch))
 
     def rows(self, states: Sequence[State]) -> Float[Tensor, "state d"]:

@@ -15,7 +15,7 @@ from torch import Tensor
 from patchscopes.compute import compute_of
 from patchscopes.errors import MappingError
 from patchscopes.mappings import Mappings
-from patchscopes.models import Model
+from patchscopes.models import Model, calm
 
 ROWS_AT_ONCE = 512  # of the head: with a chunk of the vocabulary, 4 MiB of logits
 
@@ -32,7 +32,7 @@ def check_lens(lens: Mappings, model: Model) -> None:
         )
 
 
-@torch.no_grad()
+@calm()
 def head_inputs(
     model: Model, lens: Mappings | None, states: Mapping[int, Float[Tensor, "position d_model"]]
 ) -> dict[int, Float[Tensor, "position d_head_in"]]:
@@ -40,7 +40,7 @@ def head_inputs(
     return {layer: model.head_input(_mapped(model, lens, layer, x).to(model.dtype)) for layer, x in states.items()}
 
 
-@torch.no_grad()
+@calm()
 def lens_logits(
     model: Model, lens: Mappings | None, layer: int, states: Float[Tensor, "position d_model"]
 ) -> Float[Tensor, "position d_vocab"]:

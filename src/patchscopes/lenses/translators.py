@@ -20,7 +20,7 @@ from torch.nn.functional import cross_entropy, linear
 
 from patchscopes.mappings import Mapping
 from patchscopes.mappings.moments import LeastSquares
-from patchscopes.models import Model
+from patchscopes.models import Model, calm
 
 DAMPING = 0.1  # of unit variance: directions that hardly vary are not blown up to those that do
 
@@ -64,7 +64,7 @@ class Translator:
         learned = (states - self._mean) @ self._turn @ self.change + self.shift
         return states @ self._start_weight + self._start_bias + learned * self._scale
 
-    @torch.no_grad()
+    @calm()
     def mapping(self) -> Mapping:
         """The same as one weight and one bias."""
         change = (self._turn.double() @ self.change.double()) * self._scale
@@ -120,7 +120,7 @@ def draw_sample(
         rows = head.weight.detach()[at].float()
         bias = None if head.bias is None else head.bias.detach()[at].float()
     weights = weights.to(device)
-    with torch.no_grad():
+    with calm():
         logits = _logits(model, final, rows, bias) + weights
         return Sample(rows, bias, weights, logits.softmax(-1))
 

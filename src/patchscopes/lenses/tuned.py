@@ -28,7 +28,7 @@ from patchscopes.lenses.training import Layer, Schedule, Training
 from patchscopes.lenses.translators import Coordinates, Translator
 from patchscopes.mappings import FitOptions, Mapping, Mappings, Moments, Quality, Side
 from patchscopes.mappings.texts import FitTexts, Texts, chunks
-from patchscopes.models import Model
+from patchscopes.models import Model, calm
 from patchscopes.plan import duration
 from patchscopes.spec import Bos
 
@@ -184,7 +184,7 @@ def _identity(d: int) -> Mapping:
     return Mapping(torch.eye(d), torch.zeros(d))
 
 
-@torch.no_grad()
+@calm()
 def _divergences(model: Model, material: Material, maps: Dict[int, Mapping | None]) -> dict[int, float]:
     """How far from the model's own distribution each layer reads through its map; None: as it is."""
     mapped = {n: material.states[n] if f is None else f(material.states[n]) for n, f in maps.items()}

@@ -257,6 +257,20 @@ class Transfer:
         """Within one model and as they are, where a model alone is given."""
         return cls(model, model) if isinstance(model, Model) else model
 
+    @property
+    def models(self) -> "tuple[Model, ...]":
+        """The models, each once."""
+        return (self.source,) if self.within else (self.source, self.target)
+
+    def current(self, *, content: bool = True) -> bool:
+        """Have each model look whether it is what it was (`Model.current`); whether all are."""
+        return all([model.current(content=content) for model in self.models])
+
+    @property
+    def state(self) -> "tuple[tuple[int, str], ...]":
+        """What the models are now, as far as they know."""
+        return tuple((model.epoch, model.identity) for model in self.models)
+
     def describe(self) -> dict[str, object]:
         """Provenance of the target model and of f, as plain JSON; nothing where states stay as and where they are."""
         found: dict[str, object] = {} if self.within else {"target": self.target.describe()}

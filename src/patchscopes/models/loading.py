@@ -26,7 +26,7 @@ from patchscopes.models.architectures import find_architecture, refuse_unsupport
 from patchscopes.models.folders import hash_file, is_converted, manifest_of, verify_files
 from patchscopes.models.gguf import gguf_folder
 from patchscopes.models.hub import HubPlace, locate, not_known
-from patchscopes.models.model import Model, hash_tensors
+from patchscopes.models.model import Model, memory_hash
 from patchscopes.models.pull import pull
 from patchscopes.models.quiet import quiet_transformers
 from patchscopes.models.registry import REGISTRY
@@ -129,7 +129,7 @@ def _wrap(
             f"the tokenizer of {id} is {type(tokenizer).__name__}, which gives no character offsets; phrases and "
             "placeholders need them. Use its fast version (tokenizer.json)."
         )
-    fingerprint = weights or partial(_hash_in_memory, hf)
+    fingerprint = weights or partial(memory_hash, hf)
     return Model(hf, tokenizer, find_architecture(hf), id=id, revision=revision, fingerprint=fingerprint)
 
 
@@ -240,7 +240,3 @@ def _hash_of(folder: Path) -> str:
     for path in sorted({*folder.glob("model*.safetensors"), *folder.glob("adapter_model*.safetensors")}):
         digest.update(f"{path.name}|{hash_file(path)}|".encode())
     return f"sha256:{digest.hexdigest()}"
-
-
-def _hash_in_memory(hf: PreTrainedModel) -> str:
-    return f"sha256:{hash_tensors(hf.state_dict())}"

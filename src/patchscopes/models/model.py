@@ -6,9 +6,11 @@ Axes: row (of a batch), column (padded), token (unpadded), d_model, d_vocab.
 import hashlib
 import inspect as pyinspect
 import json
-from collections.abc import Callable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -18,6 +20,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from patchscopes.errors import ContextLengthError, OptionError, UnsupportedModelError
 from patchscopes.models.architectures import Architecture, rope_switch
+from patchscopes.models.attached import Attached, Hasher, attached
+from patchscopes.models.calm import calm
+from patchscopes.models.tree import Replacements, Tree, Trees
+from patchscopes.models.watch import Change, Watch, tensors
 
 T = TypeVar("T")
 
@@ -63,9 +69,14 @@ class Model:
         self.architecture = architecture
         self.id = id
         self.revision = revision
+        self.variant: str | None = None
+        self.epoch = 0
         self._fingerprint = fingerprint
-        blocks = hf.get_submodule(architecture.blocks)
-        self.blocks: Sequence[nn.Module] = tuple(blocks.children())
+        self._structure: str | None = None
+        self._here = _Here()
+        self.blocks: Sequence[nn.Module] = self._find_blocks()
+        self._watch = Watch(hf)
+        self.attached: tuple[Attached, ...] = attached(hf)
         config = hf.config.get_text_config(decoder=True)
         self.n_layers = len(self.blocks)
         self.d_model = int(config.hidden_size)
@@ -74,6 +85,8 @@ class Model:
         self.rope_switch = rope_switch(hf.config)
         self._takes = frozenset(pyinspect.signature(hf.forward).parameters)
         self._kept: dict[type, Any] = {}
+        self._strings: dict[str, str] = {}
+        self._plain: Trees | None = None
 
     def __repr__(self) -> str:
         return (
@@ -85,7 +98,10 @@ class Model:
     def device(self) -> torch.device:
         """Where token ids go: the device of the input embedding."""
         weight = self.hf.get_input_embeddings().weight
-        return weight.device if isinstance(weight, Tensor) else self.hf.device
+        if isinstance(weight, Tensor) and weight.device.type != "meta":
+            return weight.device
+        brought_to = getattr(getattr(self.hf, "_hf_hook", None), "execution_device", None)
+        return self.hf.device if brought_to is None else torch.device(brought_to)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -111,21 +127,107 @@ class Model:
         """How long a text may be, in tokens, to be read like any shorter one: within the context, and rule 15."""
         return self.max_context if self.rope_switch is None else min(self.max_context, self.rope_switch)
 
-    @cached_property
+    @property
     def fingerprint(self) -> str:
         """What the weights are: "sha256:…" of files or tensors, or "commit:…" of a hub.
 
-        A hash is computed at first use (about 1 GB/s) and kept.
+        A hash is computed at first use (about 1 GB/s) and kept until weights change.
         """
-        return self._fingerprint()
+        return self._hashed("fingerprint", self._fingerprint)
 
-    @cached_property
+    @property
     def identity(self) -> str:
-        """The fingerprint of the weights and a hash of the config that runs them, as part of a cell's identity."""
+        """The fingerprint of the weights and a hash of the config that runs them, as part of a cell's identity.
+
+        Behind them stands what a model as loaded does not have: a change of its structure, what is attached to it, and
+        the name that the caller has given that (`variant`).
+        """
+        return self._hashed("identity", self._identity)
+
+    def _identity(self) -> str:
         config = self.hf.config.get_text_config(decoder=True).to_dict()
         decisive = {key: value for key, value in config.items() if key not in INDECISIVE}
         digest = hashlib.sha256(json.dumps(decisive, sort_keys=True, default=str).encode()).hexdigest()
-        return f"{self.fingerprint}|config:{digest[:16]}"
+        parts = [self.fingerprint, f"config:{digest[:16]}"]
+        if self._structure is not None:
+            parts.append(f"structure:{self._structure}")
+        named = [one for one in self.attached if one.hashed or self.variant is None]
+        if named:
+            told = "|".join(f"{one.what} {one.path} {one.name} {one.digest}" for one in named)
+            parts.append(f"attached:{hashlib.sha256(told.encode()).hexdigest()[:16]}")
+        if self.variant is not None:
+            parts.append(f"variant:{self.variant}")
+        return "|".join(parts)
+
+    @property
+    def unhashed(self) -> tuple[Attached, ...]:
+        """What is attached and cannot be told from others in another process, unless `variant` names it."""
+        return () if self.variant is not None else tuple(one for one in self.attached if not one.hashed)
+
+    def _hashed(self, name: str, make: Callable[[], str]) -> str:
+        if name not in self._strings:
+            self._strings[name] = make()
+        return self._strings[name]
+
+    def current(self, *, content: bool = True) -> bool:
+        """Look whether the model is what it was; where it is not, take it as it is by now and return False.
+
+        Whatever was made of it before (functions that stand in, identities) is then made anew. Raises
+        UnsupportedModelError where it cannot be run as it is.
+        """
+        changes = self._watch.changes(content=content)
+        if changes:
+            self._renew(changes)
+        self._refuse_training()
+        before, self.attached = self.attached, attached(self.hf)
+        if self.attached != before:
+            self._strings.pop("identity", None)
+        return not changes and self.attached == before
+
+    def refresh(self) -> None:
+        """Take the model as it is by now, whether or not a change is seen.
+
+        For whoever has changed single values of weights in a way that leaves no trace, as through `.data`: such a
+        change may lie between the samples that every call compares.
+        """
+        self._renew([Change("weights", "refresh() was called")])
+        self.attached = attached(self.hf)
+
+    def changes(self) -> list[Change]:
+        """Return what differs from what the model was at the last `current` or `refresh`; nothing where nothing does."""
+        return self._watch.changes(attributes=False)
+
+    @property
+    def watch(self) -> Watch:
+        """The model as it was when it was last looked at."""
+        return self._watch
+
+    def _renew(self, changes: Sequence[Change]) -> None:
+        before, self._watch = self._watch, Watch(self.hf)
+        kinds = {change.kind for change in changes}
+        if self._structure is None and "structure" in kinds:
+            self._as_loaded = _digest(before)
+        if "structure" in kinds:
+            now = _digest(self._watch)
+            self._structure = None if now == self._as_loaded else now
+        if "weights" in kinds:
+            self._fingerprint = partial(memory_hash, self.hf)
+        self._strings, self._kept = {}, {}
+        self.blocks, self._plain = self._find_blocks(), None
+        self.n_layers = len(self.blocks)
+        self.epoch += 1
+
+    def _refuse_training(self) -> None:
+        """Raise UnsupportedModelError where a module is in training mode: dropout would make every run different."""
+        if self._watch.training:
+            raise UnsupportedModelError(
+                f"{self.id} is in training mode ({len(self._watch.training):,} modules, such as "
+                f"{self._watch.training[-1]}), where dropout makes every run different; call eval() on the model, and "
+                "train() again afterwards."
+            )
+
+    def _find_blocks(self) -> tuple[nn.Module, ...]:
+        return tuple(self.hf.get_submodule(self.architecture.blocks).children())
 
     @cached_property
     def n_matrix_parameters(self) -> int:
@@ -150,8 +252,31 @@ class Model:
         return kept
 
     def keep(self, thing: object) -> None:
-        """Keep `thing` in the stead of what `kept` has of its kind."""
+        """Replace the cached value of this type."""
         self._kept[type(thing)] = thing
+
+    @contextmanager
+    def running(self) -> Iterator[Tree]:
+        """Give the modules that passes of this thread run while the context is open.
+
+        Those of `run_by`, where one is open; else a private tree of the model as it is.
+        """
+        if self._here.tree is not None:
+            yield self._here.tree
+            return
+        if self._plain is None:
+            self._plain = Trees(self.hf, self.blocks, Replacements())
+        with self._plain.lent() as tree, self.run_by(tree):
+            yield tree
+
+    @contextmanager
+    def run_by(self, tree: Tree) -> Iterator[None]:
+        """While open, passes of this thread run the modules of `tree`."""
+        before, self._here.tree = self._here.tree, tree
+        try:
+            yield
+        finally:
+            self._here.tree = before
 
     def describe(self) -> dict[str, object]:
         """Provenance of the model (rule 22), as plain JSON."""
@@ -166,17 +291,17 @@ class Model:
             "device": str(self.device),
         }
 
-    @torch.no_grad()
+    @calm()
     def next_logits(self, ids: Int[Tensor, "row column"]) -> Float[Tensor, "row d_vocab"]:
         """Run the model's own forward on unpadded `ids`; the logits after the last column, in float32 (rule 13)."""
         return self.forward(Inputs(ids), "last")[:, -1].float()
 
-    @torch.no_grad()
+    @calm()
     def all_logits(self, ids: Int[Tensor, "row column"]) -> Float[Tensor, "row column d_vocab"]:
         """Logits at every position of unpadded `ids`, in float32."""
         return self.forward(Inputs(ids), "all").float()
 
-    @torch.no_grad()
+    @calm()
     def unembed(self, states: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_vocab"]:
         """Read residual states through the model's own final norm, head, scale and softcap (rule 13), in float32."""
         head = self.hf.get_output_embeddings()
@@ -189,7 +314,7 @@ class Model:
             states = states if module is None else module(states)
         return states
 
-    @torch.no_grad()
+    @calm()
     def embedded(self, ids: Int[Tensor, " token"]) -> Float[Tensor, "token d_model"]:
         """Embeddings of tokens as they enter block 1, but for what depends on their place (learned positions).
 
@@ -262,10 +387,15 @@ class Model:
         """The norm between the last block and the head, where there is one."""
         return self._submodule(self.architecture.final_norm)
 
-    @torch.no_grad()
+    @calm()
     def forward(self, inputs: Inputs, columns: Columns) -> Float[Tensor, "row column d_vocab"]:
         """The model's own forward, with logits for all columns, or for the last alone where the model can do so."""
-        options: dict[str, Any] = {"input_ids": inputs.ids, "use_cache": inputs.cache is not None}
+        with self.running() as tree:
+            return self.forward_of(tree.hf, inputs, columns)
+
+    def forward_of(self, hf: nn.Module, inputs: Inputs, columns: Columns) -> Float[Tensor, "row column d_vocab"]:
+        """Call `hf`, the model or what runs as it, and return its logits."""
+        options: dict[str, Any] = {"input_ids": inputs.ids, "use_cache": inputs.cache is not None, "return_dict": True}
         if inputs.mask is not None:
             options["attention_mask"] = inputs.mask
         # BLOOM takes no position ids: its ALiBi counts the mask.
@@ -275,7 +405,7 @@ class Model:
             options["cache"] = inputs.cache
         if columns == "last" and "logits_to_keep" in self._takes:
             options["logits_to_keep"] = 1
-        logits: Tensor = self.hf(**options).logits
+        logits: Tensor = hf(**options).logits
         return logits
 
     def _submodule(self, path: str | None) -> nn.Module | None:
@@ -285,6 +415,31 @@ class Model:
         parent, _, name = path.rpartition(".")
         module = getattr(self.hf.get_submodule(parent), name, None)
         return module if isinstance(module, nn.Module) else None
+
+
+class _Here(threading.local):
+    """What this thread runs a model by, where it is not its own modules."""
+
+    tree: Tree | None = None
+
+
+def _digest(watch: Watch) -> str:
+    """A digest of the structure that was seen: classes and plain attributes, by path."""
+    hasher = Hasher()
+    for path, kind, values in watch.describe():
+        hasher.add((path, kind, sorted(values)))
+        for name in sorted(values):
+            hasher.add(values[name])
+    return hasher.digest()
+
+
+def memory_hash(hf: PreTrainedModel) -> str:
+    """Return the fingerprint of weights that are in memory, wherever from: "sha256:…" over all tensors."""
+    state = {name.replace("_orig_mod.", ""): tensor for name, tensor in hf.state_dict().items()}
+    elsewhere = {name for name, tensor in state.items() if tensor.device.type == "meta"}
+    if elsewhere:
+        state |= {path: tensor for path, tensor in tensors(hf) if path in elsewhere}
+    return f"sha256:{hash_tensors(state)}"
 
 
 def hash_tensors(tensors: Mapping[str, Tensor]) -> str:

@@ -9,7 +9,7 @@ from os import PathLike
 from pathlib import Path
 from typing import TypedDict
 
-from patchscopes.engine import Engine, default_memory_bytes
+from patchscopes.engine import default_memory_bytes
 from patchscopes.errors import OptionError, OutputError
 from patchscopes.mappings import Mappings, Transfer
 from patchscopes.models import Model
@@ -19,6 +19,7 @@ from patchscopes.results import Results
 from patchscopes.run import Inspection, Session, collector_paused
 from patchscopes.spec import Decoding, Row, Sweep
 from patchscopes.speed import measure_speed
+from patchscopes.trust import TrustedEngine
 
 Watch = Callable[[Session], AbstractContextManager[Callable[[Row], None]]]
 
@@ -35,7 +36,7 @@ class StudyOptions(TypedDict, total=False):
     data: a file or folder with data of your own, in one of the forms of docs/data.md; None takes the study's own.
     quick: fewer items and layers, for a first look: minutes on two cores. The report says what was left out.
     out: a directory for the report and for the runs behind it, which are resumed from there; None writes nothing.
-    runner: what runs the cells, `patchscopes.engine.Engine` unless given.
+    runner: what runs the cells, the engine unless given.
     seed: of splits, draws and resampling.
     memory_bytes: what a run may take beside the weights; half of what is free where None.
     watch: is given each session before it runs, and the rows that finish.
@@ -87,7 +88,7 @@ class Setup:
     data: Path | None = None
     quick: bool = False
     out: Path | None = None
-    runner: Callable[[Model | Transfer], Runner] = Engine
+    runner: Callable[[Model | Transfer], Runner] = TrustedEngine
     seed: int = 0
     memory_bytes: int | None = None
     watch: Watch = unwatched
@@ -138,7 +139,7 @@ class Setup:
             data=None if data is None else Path(data),
             quick=options.get("quick", False),
             out=None if out is None else Path(out),
-            runner=options.get("runner", Engine),
+            runner=options.get("runner", TrustedEngine),
             seed=options.get("seed", 0),
             memory_bytes=options.get("memory_bytes"),
             watch=options.get("watch", unwatched),

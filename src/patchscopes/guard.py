@@ -1,0 +1,98 @@
+"""Is the model that a run began with still there? Asked before the first row, between waves, and at the end (rule 0).
+
+Structure and samples of content are compared each time, all of the content where a run lasts fifty times as long as
+that takes, and numbers once a minute. Between two looks there is time for fifty of them, so that all of it costs two
+percent at the most.
+"""
+
+import time
+from collections.abc import Sequence
+
+from patchscopes.errors import ModelChangedError
+from patchscopes.mappings import Transfer
+from patchscopes.numbers import prove, prove_again
+
+# A look may take this share of the time since the last one.
+SHARE = 1 / 50
+MIN_INTERVAL_S = 0.02
+NUMBERS_EVERY_S = 60.0
+MAX_NAMED = 3
+
+
+class Guard:
+    """Watches the models of a run from now on, for as long as they are what they are now.
+
+    Raises ModelChangedError at once where their numbers are not their own.
+    """
+
+    def __init__(self, transfer: Transfer, n_rows: int) -> None:
+        self._models = transfer.models
+        self._n_rows = n_rows
+        for model in self._models:
+            prove(model)
+        self._epochs = [model.epoch for model in self._models]
+        self._began = self._looked = self._compared = self._hashed = time.monotonic()
+        self._hash_s = sum(model.watch.probes.hash_s for model in self._models)
+
+    @property
+    def due(self) -> bool:
+        """Whether it is time for another look."""
+        look_s = sum(model.watch.look_s for model in self._models)
+        return time.monotonic() - self._looked >= max(look_s / SHARE, MIN_INTERVAL_S)
+
+    def hold(self, given: Sequence[int], n_done: int, *, kept: bool) -> None:
+        """Look at the models. Raises ModelChangedError where one has changed since the run began.
+
+        `given` are the rows since the last look that held, which the message names; `kept` says whether a run directory
+        would have kept them. `n_done` of the rows are done.
+        """
+        changed = self._changes(n_done)
+        self._looked = time.monotonic()
+        if changed:
+            raise ModelChangedError(_told(changed, given, kept=kept))
+
+    def holds(self) -> bool:
+        """Whether the models are what they were, as far as structure and samples tell."""
+        return not self._changes(0, all_of_it=False)
+
+    def _changes(self, n_done: int, *, all_of_it: bool = True) -> list[str]:
+        found: list[str] = []
+        for model, epoch in zip(self._models, self._epochs, strict=True):
+            if model.epoch != epoch:
+                found.append(f"{model.id} was changed, and another call has met it as it is now")
+            found += [f"{model.id}: {change.text}" for change in model.changes()]
+        now = time.monotonic()
+        if found or not all_of_it:
+            return found
+        elapsed = now - self._began
+        expected_s = elapsed * self._n_rows / max(n_done, 1)
+        if expected_s * SHARE >= self._hash_s and now - self._hashed >= min(self._hash_s / SHARE, elapsed):
+            found += [change.text for model in self._models for change in model.watch.hashed_changes()]
+            self._hashed = time.monotonic()
+        if now - self._compared >= NUMBERS_EVERY_S:
+            for model in self._models:
+                prove_again(model)
+            self._compared = time.monotonic()
+        return found
+
+
+def _told(changed: Sequence[str], given: Sequence[int], *, kept: bool) -> str:
+    more = f", and {len(changed) - MAX_NAMED} more" if len(changed) > MAX_NAMED else ""
+    rows = f"Rows {_ranges(given)} were given since the model was last seen unchanged" if given else "No row was given"
+    folder = " and are not kept; those before are, and the same call goes on from there" if kept and given else ""
+    return (
+        f"the model changed while it ran: {'; '.join(changed[:MAX_NAMED])}{more}. {rows}{folder}. Do not change a model "
+        "during a run; what it is now, the next call takes."
+    )
+
+
+def _ranges(rows: Sequence[int]) -> str:
+    """Row numbers in short: "3 to 7, 9"."""
+    parts: list[list[int]] = []
+    for row in sorted(rows):
+        if parts and row == parts[-1][1] + 1:
+            parts[-1][1] = row
+        else:
+            parts.append([row, row])
+    shown = [f"{first}" if first == last else f"{first} to {last}" for first, last in parts[:MAX_NAMED]]
+    return ", ".join(shown) + (", …" if len(parts) > MAX_NAMED else "")

@@ -1,0 +1,124 @@
+"""Samples of the content of tensors: what tells a change that leaves no trace in Python.
+
+A tensor is read as 64-bit words, in the order of memory. A set of samples has a word of each row and, with them, of each
+column of every matrix; several sets are taken while the tensor is known to be what it is, and each look compares
+another one. Small tensors, and models that are small as a whole, are kept whole.
+
+Axes: matrix (all axes but the last two), row, word (of a row).
+"""
+
+import hashlib
+import math
+import random
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+SETS = 4
+WHOLE_BYTES = 1 << 14
+# A model is kept whole up to here.
+SMALL_BYTES = 1 << 21
+HASH_BYTES_PER_S = 1e9
+WORDS = {8: torch.int64, 4: torch.int32, 2: torch.int16, 1: torch.uint8}
+
+
+@dataclass(frozen=True, slots=True)
+class _Probe:
+    """Sets of samples of one tensor: the places of words, and the words that stood there."""
+
+    path: str
+    tensor: Tensor
+    sets: tuple[tuple[Int[Tensor, " sample"], Int[Tensor, " sample"]], ...]
+
+
+class Probes:
+    """Samples of tensors as they are when this is made. Tensors on `meta`, and those that have no words, have none."""
+
+    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+        there = {path: words for path, tensor in tensors.items() if (words := words_of(tensor)) is not None}
+        self.n_bytes = sum(words.numel() * words.element_size() for words in there.values())
+        self._tensors = {path: tensors[path] for path in there}
+        self._places: dict[tuple[int, int, int, torch.device], tuple[Tensor, ...]] = {}
+        self._random = random.Random(0)
+        self._probes = [self._probe(path, tensors[path], words) for path, words in there.items()]
+        self._looks = 0
+        self._hashes: dict[str, str] | None = None
+
+    @property
+    def hash_s(self) -> float:
+        """About how long it takes to hash all of them."""
+        return self.n_bytes / HASH_BYTES_PER_S
+
+    def changes(self) -> Iterator[str]:
+        """Yield the tensors of which a sample differs from what it was; each call looks at another set of samples."""
+        self._looks += 1
+        for probe in self._probes:
+            places, before = probe.sets[self._looks % len(probe.sets)]
+            words = words_of(probe.tensor)
+            if words is None or not torch.equal(words.index_select(0, places), before):
+                yield f"values of {probe.path} changed without a trace in Python (as through .data)"
+
+    def hash_changes(self) -> list[str]:
+        """Return the tensors that differ anywhere from what they were when this was called first."""
+        hashes = {path: _hash(tensor) for path, tensor in self._tensors.items()}
+        before = self._hashes if self._hashes is not None else hashes
+        self._hashes = before
+        return [f"values of {path} changed" for path in hashes if hashes[path] != before[path]]
+
+    def _probe(self, path: str, tensor: Tensor, words: Tensor) -> _Probe:
+        whole = self.n_bytes <= SMALL_BYTES or words.numel() * words.element_size() <= WHOLE_BYTES or tensor.dim() < 2
+        if whole:
+            places: tuple[Tensor, ...] = (torch.arange(words.numel(), dtype=torch.int64, device=words.device),)
+        else:
+            rows, columns = tensor.shape[-2:] if tensor.is_contiguous() else tensor.shape[-2:][::-1]
+            matrices = tensor.numel() // (rows * columns)
+            places = self._wandering(matrices, rows, words.numel() // (matrices * rows), words.device)
+        return _Probe(path, tensor, tuple((at, words.index_select(0, at)) for at in places))
+
+    def _wandering(self, matrices: int, rows: int, words: int, device: torch.device) -> tuple[Tensor, ...]:
+        """Sets of places, one word of each row (more of short matrices), such that all words of a row are met."""
+        key = (matrices, rows, words, device)
+        if key not in self._places:
+            step = torch.arange(max(rows, words), dtype=torch.int64, device=device)
+            first = torch.arange(matrices, dtype=torch.int64, device=device)[:, None] * (rows * words)
+            sets = []
+            for _ in range(SETS):
+                stride = self._random.choice([n for n in range(1, min(words, 64) + 1) if math.gcd(n, words) == 1])
+                start = self._random.randrange(words)
+                sets.append((first + (step % rows) * words + (step * stride + start) % words).reshape(-1))
+            self._places[key] = tuple(sets)
+        return self._places[key]
+
+
+def words_of(tensor: Tensor) -> Int[Tensor, " word"] | None:
+    """Return a tensor's memory as whole numbers, 64 bits each where its rows allow; None where it cannot be had."""
+    if tensor.device.type == "meta" or not tensor.numel():
+        return None
+    try:
+        flat = tensor.detach()
+        if tensor.dim() and not _is_dense(tensor):
+            flat = flat.contiguous()
+        flat = flat.as_strided((tensor.numel(),), (1,), flat.storage_offset())
+        row_bytes = (tensor.shape[-1] if tensor.dim() else 1) * tensor.element_size()
+        aligned = row_bytes % 8 == 0 and flat.data_ptr() % 8 == 0 and (flat.numel() * flat.element_size()) % 8 == 0
+        return flat.view(WORDS[8 if aligned and tensor.is_contiguous() else tensor.element_size()])
+    except (RuntimeError, NotImplementedError, TypeError, KeyError):
+        return None  # a subclass that keeps its numbers otherwise
+
+
+def _is_dense(tensor: Tensor) -> bool:
+    """Whether its elements fill one piece of memory, in whatever order of its axes."""
+    expected = 1
+    for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
+        if size != 1 and stride != expected:
+            return False
+        expected *= size
+    return True
+
+
+def _hash(tensor: Tensor) -> str:
+    words = words_of(tensor)
+    return "" if words is None else hashlib.sha256(words.cpu().numpy().data).hexdigest()

@@ -1,0 +1,286 @@
+"""What a model is at one moment, and whether it still is that: the structure of its modules, and samples of its weights.
+
+    structure   per module its class, hooks, own forward, children, parametrizations, `training` and plain attributes;
+                per tensor identity, pointer, version, shape, strides, dtype; the functions and configs that runs use
+    content     of every tensor at least one value of each row and each column, other ones at each look
+
+Structure sees whatever goes through Python. Content sees what does not: `.data`, NumPy views, other processes. A value
+that is changed alone may lie between the samples: docs/reliability.md says what that means, and `Model.refresh()` looks
+at everything anew.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules import module as torch_module
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from patchscopes.models.probes import Probes
+from patchscopes.models.tree import grows, plain_forward, unwrapped
+
+TABLES = (
+    "_parameters",
+    "_buffers",
+    "_modules",
+    "_forward_hooks",
+    "_forward_pre_hooks",
+    "_forward_hooks_with_kwargs",
+    "_forward_pre_hooks_with_kwargs",
+)
+HOOK_TABLES = frozenset(name for name in TABLES if "hooks" in name)
+# Of every module, whatever it does while it runs.
+ALWAYS = frozenset({*TABLES, "training", "forward", "_hf_hook"})
+GLOBAL_HOOKS = ("_global_forward_hooks", "_global_forward_pre_hooks")
+PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device)
+
+
+def walk(module: nn.Module, path: str = "") -> Iterator[tuple[str, nn.Module]]:
+    """Yield every module once, with its path; what torch.compile has wrapped, without the wrapping."""
+    seen: set[nn.Module] = set()
+    left = [(path, unwrapped(module))]
+    while left:
+        here, found = left.pop()
+        if found in seen:
+            continue
+        seen.add(found)
+        yield here, found
+        children = [(name, child) for name, child in found._modules.items() if child is not None]
+        left += [(f"{here}.{name}" if here else name, unwrapped(child)) for name, child in reversed(children)]
+
+
+def offloaded(module: nn.Module) -> Mapping[str, Tensor] | None:
+    """Return the weights that accelerate brings when the module runs, as far as they are in memory; None for none."""
+    hook = module.__dict__.get("_hf_hook")
+    hooks = getattr(hook, "hooks", (hook,))
+    maps = [one.weights_map for one in hooks if getattr(one, "offload", False) and hasattr(one, "weights_map")]
+    if not maps:
+        return None
+    found = {}
+    for weights in maps:
+        names = [*module._parameters, *module._buffers]
+        held = getattr(weights, "dataset", {})
+        held = held if isinstance(held, dict) else getattr(held, "state_dict", {})
+        prefix = getattr(weights, "prefix", "")
+        found |= {name: held[prefix + name] for name in names if isinstance(held.get(prefix + name), Tensor)}
+    return found
+
+
+def tensors(hf: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Yield every parameter and buffer once, with its path; those that lengths grow left out."""
+    seen: set[int] = set()
+    for path, module in walk(hf):
+        brought = offloaded(module) or {}
+        own = (*module._parameters.items(), *(() if grows(module) else module._buffers.items()))
+        for name, there in own:
+            tensor = brought.get(name, there)
+            if tensor is not None and id(tensor) not in seen:
+                seen.add(id(tensor))
+                yield (f"{path}.{name}" if path else name), tensor
+
+
+def frozen(value: Any) -> Any:
+    """Return a copy of lists, dicts and sets, however deep, which would else change with what they are compared with."""
+    if isinstance(value, dict):
+        return {key: frozen(one) for key, one in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return type(value)(map(frozen, value)) if type(value) in (list, tuple, set, frozenset) else value
+    return value
+
+
+def is_plain(value: Any) -> bool:
+    """Whether it is a number, a text, or a container of such: what `frozen` copies whole."""
+    if isinstance(value, dict):
+        return all(map(is_plain, value.values()))
+    if isinstance(value, list | tuple | set | frozenset):
+        return all(map(is_plain, value))
+    return isinstance(value, PLAIN)
+
+
+def runs_users_code(module: nn.Module) -> bool:
+    """Whether a hook or an own forward runs when this module does: either may set what it likes on it."""
+    return bool(module._forward_hooks or module._forward_pre_hooks or "forward" in module.__dict__)
+
+
+Kind = Literal["weights", "hooks", "structure"]
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One thing that differs: what it is of, and in words."""
+
+    kind: Kind
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """A module as it was: its class, and the values of its `__dict__`, tables and containers copied."""
+
+    path: str
+    module: nn.Module
+    kind: type
+    values: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class _Stamp:
+    """A tensor as it was, but for its content."""
+
+    path: str
+    tensor: Tensor
+    stamp: tuple[Any, ...]
+
+
+class Watch:
+    """A model as it is when this is made. Making it reads some of every weight; `changes` takes a millisecond."""
+
+    def __init__(self, hf: PreTrainedModel) -> None:
+        self.hf = hf
+        self._seen = [
+            _Seen(path, module, type(module), {name: frozen(value) for name, value in module.__dict__.items()})
+            for path, module in walk(hf)
+        ]
+        self.training = [seen.path or "the model" for seen in self._seen if seen.module.training]
+        found = dict(tensors(hf))
+        self._stamps = [_Stamp(path, tensor, _stamp(tensor)) for path, tensor in found.items()]
+        kinds = {seen.kind for seen in self._seen}
+        self._classes = [(kind, kind.forward, kind.__call__) for kind in kinds]
+        self._functions = list(_functions(kinds))
+        self._configs = list({id(c): (c, frozen(vars(c))) for c in _configs(self._seen)}.values())
+        self._settings = _settings()
+        self.probes = Probes(found)
+        self.look_s = 0.0
+
+    def changes(self, *, content: bool = True, attributes: bool = True) -> list[Change]:
+        """Return what differs by now; nothing where nothing does.
+
+        Without `attributes`, modules that run a hook or an own forward may have set some on themselves.
+        """
+        start = time.perf_counter()
+        found = [*self._structure(attributes=attributes), *self._tensors()]
+        if content:
+            found += [Change("weights", text) for text in self.probes.changes()]
+        self.look_s = time.perf_counter() - start
+        return found
+
+    def hashed_changes(self) -> list[Change]:
+        """Return which tensors differ anywhere from what they were when this was asked first."""
+        return [Change("weights", text) for text in self.probes.hash_changes()]
+
+    def describe(self) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
+        """Yield path, class and plain attributes of every module as it was: what its structure decides."""
+        for seen in self._seen:
+            plain = {name: value for name, value in seen.values.items() if _says(name, value)}
+            yield seen.path, f"{seen.kind.__module__}.{seen.kind.__qualname__}", plain
+
+    def _structure(self, *, attributes: bool) -> Iterator[Change]:
+        for seen in self._seen:
+            if type(seen.module) is not seen.kind:
+                yield Change("structure", f"{seen.path or 'the model'} is now a {type(seen.module).__name__}")
+            elif not _same(seen.module.__dict__, seen.values):
+                yield from _differences(seen, attributes=attributes)
+        for kind, forward, call in self._classes:
+            if kind.forward is not forward or kind.__call__ is not call:
+                yield Change("structure", f"{kind.__qualname__}.forward was replaced")
+        for names, name, function in self._functions:
+            if names.get(name) is not function:
+                yield Change("structure", f"{names.get('__name__')}.{name} was replaced")
+        for config, values in self._configs:
+            if not _same(vars(config), values):
+                for name in {**values, **vars(config)}:
+                    if not _equal(vars(config), values, name):
+                        yield Change("structure", f"config.{name} is now {vars(config).get(name)!r}")
+        if _settings() != self._settings:
+            yield Change("hooks", "PyTorch's precision settings or global module hooks changed")
+
+    def _tensors(self) -> Iterator[Change]:
+        for seen in self._stamps:
+            if _stamp(seen.tensor) != seen.stamp:
+                yield Change("weights", f"{seen.path} was written to or exchanged")
+
+
+def _stamp(tensor: Tensor) -> tuple[Any, ...]:
+    """Return pointer, version, shape, strides, dtype and device; tensors of inference mode have no version."""
+    version = 0 if tensor.is_inference() else tensor._version
+    try:
+        pointer = tensor.data_ptr()
+    except (RuntimeError, NotImplementedError):  # a subclass without storage of its own
+        pointer = 0
+    return pointer, version, tensor.shape, tensor.stride(), tensor.dtype, tensor.device
+
+
+def _same(now: Mapping[str, Any], before: Mapping[str, Any]) -> bool:
+    """Whether two mappings are equal; False where that cannot be told, as of tensors that are not the same one."""
+    try:
+        return bool(now == before)
+    except (RuntimeError, TypeError, ValueError):
+        return False
+
+
+def _equal(now: Mapping[str, Any], before: Mapping[str, Any], name: str) -> bool:
+    return name in now and name in before and _same({"": now[name]}, {"": before[name]})
+
+
+def _differences(seen: _Seen, *, attributes: bool) -> Iterator[Change]:
+    """Yield what of a module's `__dict__` decides and differs."""
+    now, before, place = seen.module.__dict__, seen.values, seen.path or "the model"
+    free = grows(seen.module) or (not attributes and runs_users_code(seen.module))
+    brought = offloaded(seen.module) is not None
+    for name in {**before, **now}:
+        if _equal(now, before, name):
+            continue
+        if name == "training":
+            yield Change("structure", f"{place}.training is now {now.get(name)}")
+        elif name in HOOK_TABLES:
+            yield Change("hooks", f"hooks of {place} changed")
+        elif name == "forward":
+            yield Change("hooks", f"{place} has another forward")
+        elif name in ("_parameters", "_buffers"):
+            if not brought and not (name == "_buffers" and grows(seen.module)):
+                yield Change("weights", f"{place}.{_first_difference(now[name], before[name])} was exchanged")
+        elif name == "_modules":
+            yield Change("structure", f"{place}.{_first_difference(now[name], before[name])} is another module")
+        elif name in ALWAYS or (not free and _decides(now.get(name), before.get(name))):
+            yield Change("structure", f"{place}.{name} changed")
+
+
+def _first_difference(now: Mapping[str, Any], before: Mapping[str, Any]) -> str:
+    return next((name for name in {**before, **now} if now.get(name) is not before.get(name)), "their order")
+
+
+def _says(name: str, value: Any) -> bool:
+    """Whether an attribute is told where a structure is described."""
+    return name not in ALWAYS and name != "_is_hf_initialized" and (is_plain(value) or callable(value))
+
+
+def _decides(now: Any, before: Any) -> bool:
+    """Whether an attribute may decide what its module computes: numbers, texts, functions; tensors come and go."""
+    return all(is_plain(value) or callable(value) for value in (now, before))
+
+
+def _functions(kinds: set[type]) -> Iterator[tuple[dict[str, Any], str, Callable[..., Any]]]:
+    """Yield the functions that the classes' forwards call by a global name, with the names that they stand in."""
+    for kind in kinds:
+        forward = plain_forward(kind)
+        if forward is None:
+            continue
+        for name in forward.__code__.co_names:
+            if callable(value := forward.__globals__.get(name)):
+                yield forward.__globals__, name, value
+
+
+def _configs(seen: list[_Seen]) -> Iterator[PreTrainedConfig]:
+    for one in seen:
+        if isinstance(config := one.module.__dict__.get("config"), PreTrainedConfig):
+            yield config
+            yield from (value for value in vars(config).values() if isinstance(value, PreTrainedConfig))
+
+
+def _settings() -> tuple[Any, ...]:
+    """Return what a process sets for all models at once and float32 results depend on."""
+    hooks = tuple(tuple(getattr(torch_module, name)) for name in GLOBAL_HOOKS)
+    return torch.get_float32_matmul_precision(), torch.backends.mkldnn.enabled, hooks

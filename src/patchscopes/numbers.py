@@ -1,0 +1,111 @@
+"""Do the engine's passes still give what the model's own forward gives? One prompt row and one step, at two ℓ*.
+
+The third of the checks behind rule 0: what stands in for modules may be of other weights than those in memory, and
+structure and samples of content may not have seen why.
+
+Axes: row, step (the prompt's last token and one token more).
+"""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from patchscopes.compute import compute_of, plain_compute
+from patchscopes.errors import ModelChangedError
+from patchscopes.forward import Span, forward, without_head
+from patchscopes.hooks import Entry, Places, capture, returns_tuples
+from patchscopes.kv import Rows, recorded, recording_cache, sharing
+from patchscopes.models import Inputs, Model, calm
+from patchscopes.rng import philox
+from patchscopes.spec import Ids
+
+LENGTH, POSITION = 9, 4
+# Of a log-probability, in nats, in float32.
+WITHIN = 1e-4
+
+
+@dataclass(frozen=True, slots=True)
+class Proven:
+    """The largest error seen, in nats; it is kept until the model changes."""
+
+    error: float
+
+
+def prove(model: Model) -> None:
+    """Compare the numbers, once for each state of the model. Raises ModelChangedError where they are not the model's.
+
+    What stands in for modules is given up first, where it is what differs.
+    """
+    model.kept(Proven, _prove)
+
+
+def prove_again(model: Model) -> None:
+    """Compare the numbers now."""
+    model.keep(_prove(model))
+
+
+def _prove(model: Model) -> Proven:
+    if model.attached or model.dtype != torch.float32:  # compared otherwise: trust.py, and the yardstick at load
+        return Proven(0.0)
+    error = largest_error(model)
+    if not error <= WITHIN:
+        model.keep(plain_compute(model))
+        error = largest_error(model)
+    if not error <= WITHIN:
+        raise ModelChangedError(
+            f"{model.id} no longer runs here as it runs by itself: log-probabilities of one short prompt differ by "
+            f"{error:.2g} nats, and {WITHIN:g} are allowed. Load it anew; if that does not help, runner='reference' runs "
+            "its own modules alone."
+        )
+    return Proven(error)
+
+
+@calm()
+def largest_error(model: Model) -> float:
+    """Return how far the engine's passes are from the model's own forward, at the most, in nats."""
+    ids = some_ids(model, LENGTH + 1, "numbers")
+    own = model.forward_of(model.hf, Inputs(_tensor(model, ids)), "all")[0, -2:].float()
+    ours = engine_logits(model, ids, sorted({0, model.n_layers // 2}))
+    error = (ours.log_softmax(-1) - own.log_softmax(-1)).abs().max()
+    return float(error)
+
+
+@calm()
+def engine_logits(model: Model, ids: Ids, layers: list[int]) -> Float[Tensor, "row step d_vocab"]:
+    """Return the logits of rows that start at `layers`, ascending, behind a prefix: the prompt's, and one step more.
+
+    The prompt is `ids` but the last; each row starts with the prompt's own states.
+    """
+    *prompt_ids, last = ids
+    n, length = len(layers), len(prompt_ids)
+    compute, cache = compute_of(model), recording_cache(model)
+    returns_tuples(model)  # known before anything is replaced
+    suffix = Places((0,) * (length - POSITION), tuple(range(POSITION, length)))
+    with compute.installed(), without_head(model), capture(model, dict.fromkeys(layers, suffix)) as states:
+        model.forward(Inputs(_tensor(model, tuple(prompt_ids)), cache=cache), "last")
+    prompt = recorded(cache, 0)
+    shared = prompt.shared(POSITION) if sharing(model) == "shared" else []
+    rows, n_own = Rows(model, n_rows=n, capacity=length + 1, shared=shared), 0 if shared else POSITION
+    rows.add([n_own] * n)
+    rows.put(range(n), 0, prompt, slice(POSITION - n_own, POSITION))
+    entry = Entry(layers, torch.stack([states[layer].to(model.device) for layer in layers]))
+    new = _tensor(model, tuple(prompt_ids[POSITION:])).expand(n, -1)
+    first = compute.head.logits(forward(compute, rows, Span(0, n), new, entry=entry)[:, 0])
+    rows.put(range(n), n_own, prompt, slice(POSITION, length), layers=layers)
+    step = torch.full((n, 1), last, dtype=torch.long)
+    second = compute.head.logits(forward(compute, rows, Span(0, n), step)[:, 0])
+    return torch.stack([first.float(), second.float()], dim=1)
+
+
+def some_ids(model: Model, n: int, key: str) -> Ids:
+    """`n` ids of ordinary tokens, drawn by `key`."""
+    special = set(model.tokenizer.all_special_ids) | model.eos_ids
+    size = min(model.d_vocab, len(model.tokenizer))
+    drawn = philox("ids", key).permutation(size)[: n + len(special)].tolist()
+    return tuple(int(id) for id in drawn if id not in special)[:n]
+
+
+def _tensor(model: Model, ids: Ids) -> Tensor:
+    return torch.tensor([ids], dtype=torch.long, device=model.device)
