@@ -46,6 +46,7 @@ def load(
     trust_remote_code: bool = False,
     dtype: str = "float32",
     device: str = "auto",
+    variant: str | None = None,
     notify: Callable[[str], None] = lambda _: None,
 ) -> Model:
     """Load a model, or take one that is in memory, and check that it obeys the semantics.
@@ -59,6 +60,8 @@ def load(
         trust_remote_code: whether code that comes with a hub model may run. Never unless asked for.
         dtype: "float32", "bfloat16" or "float16". Results are exact in float32.
         device: "auto" (a CUDA GPU where there is one, else the CPU), "cpu", "cuda:1", "mps".
+        variant: a name for what is attached to the model (hooks, forwards, modules of your own), part of the identity
+            of its cells; needed for a run directory where that holds something that cannot be hashed.
         notify: is told, in words, of slow steps such as a download.
 
     Raises:
@@ -67,7 +70,7 @@ def load(
     """
     if isinstance(name_or_hf_model, str | PathLike):
         options = LoadOptions(revision, trust_remote_code, dtype, device)
-        return load_by_name(
+        model = load_by_name(
             os.fspath(name_or_hf_model),
             options,
             Settings.from_env(),
@@ -75,10 +78,11 @@ def load(
             notify=notify,
             prove=lambda model: require(check_model(model, thorough=False)),
         )
+        return model.called(variant)
     if isinstance(name_or_hf_model, PreTrainedModel):
         model = wrap_in_memory(name_or_hf_model, tokenizer)
         require(check_model(model, thorough=False))
-        return model
+        return model.called(variant)
     raise OptionError(
         f"load() was given a {type(name_or_hf_model).__name__}; it takes a name, a path or a transformers model."
     )
@@ -113,6 +117,7 @@ class InspectOptions(TypedDict, total=False):
     top_k: how many tokens `next-token` lists.
     n_samples, temperature: samples per cell; temperature 0 is greedy.
     bos: "auto" leaves the BOS token to the tokenizer; "always" and "never" override it.
+    variant: as `load` has it, for this call: the name of what is attached to the model (of both, where there are two).
     memory_bytes: what the call may take beside the weights, half of what is free where None; no result depends on it.
     run: a directory that keeps rows as they finish; the same call again does only what remains.
     """
@@ -140,6 +145,7 @@ class InspectOptions(TypedDict, total=False):
     n_samples: int
     temperature: float
     bos: Bos
+    variant: str | None
     memory_bytes: int | None
     run: str | PathLike[str] | None
 
@@ -186,6 +192,7 @@ def prepare(
     n_samples: int = 1,
     temperature: float = 0.0,
     bos: Bos = "auto",
+    variant: str | None = None,
     memory_bytes: int | None = None,
     run: str | PathLike[str] | None = None,
 ) -> Inspection:
@@ -194,7 +201,7 @@ def prepare(
     The Inspection's `.results()` runs it, `.rows()` yields rows as they finish, `.plan` says what it takes. With `run`,
     what remains is found, and its plan made, when it is run.
     """
-    transfer = _transfer(model, target_model, mapping)
+    transfer = _transfer(model, target_model, mapping).called(variant)
     transfer.current(content=False)  # its content is looked at when it runs
     answers = tuple(candidate.strip() for candidate in _strings(candidates))
     _check_words(placeholder=placeholder, source_mask=source_mask, target_mask=target_mask)
@@ -230,6 +237,8 @@ def _inspection(
     resolved, budget = _resolved(transfer, sweep), _budget(transfer.target, memory_bytes)
     folder = None if run is None else Path(run)
     inspection = Inspection(transfer, sweep, resolved, RUNNERS[runner], runner, budget, folder)
+    for message in inspection.warnings:
+        warnings.warn(message, PatchscopesWarning, stacklevel=4)
     if folder is None:
         with collector_paused():
             inspection.compile()
@@ -254,12 +263,9 @@ def _transfer(model: Model, target_model: Model | None, mapping: Mappings | str 
 
 
 def _resolved(transfer: Transfer, sweep: Sweep) -> Resolved:
-    """The sweep, resolved; what the user should know is a warning at the call of a verb."""
+    """The sweep, resolved."""
     with collector_paused():
-        resolved = resolve(transfer, sweep)
-    for message in resolved.warnings:
-        warnings.warn(message, PatchscopesWarning, stacklevel=5)
-    return resolved
+        return resolve(transfer, sweep)
 
 
 def _target_layers(layers: Layers, target: Model) -> tuple[int, ...] | None:

@@ -44,7 +44,7 @@ class KeysValues:
 
     def only(self, tokens: Sequence[int]) -> "KeysValues":
         """Those of some tokens."""
-        keep = torch.tensor(tokens)
+        keep = torch.tensor(tokens, dtype=torch.long, device="cpu")
         pick = [tuple(part[:, keep.to(part.device)] for part in parts) for parts in (self.keys, self.values)]
         return KeysValues(*pick)
 
@@ -80,8 +80,8 @@ class Rows:
         self._model, self._n_rows, self._capacity = model, n_rows, capacity
         self._shared = list(shared)
         self._buffers: list[tuple[Tensor, Tensor] | None] = [None] * model.n_layers
-        self._lengths = torch.zeros(n_rows, dtype=torch.long)
-        self._next = torch.zeros(n_rows, dtype=torch.long)  # the position that the next token of a row has
+        self._lengths = torch.zeros(n_rows, dtype=torch.long, device="cpu")
+        self._next = torch.zeros(n_rows, dtype=torch.long, device="cpu")  # the position that the next token of a row has
         self._start = self._count = 0
         self._sharing = sharing(model)
         self.cache = Cache(layers=[_RowsLayer(self, index) for index in range(model.n_layers)])
@@ -104,7 +104,7 @@ class Rows:
         """Take rows into use behind those there are, with so many tokens each, which `put` fills."""
         assert self.n + len(lengths) <= self._n_rows
         new = slice(self.n, self.n + len(lengths))
-        self._lengths[new] = torch.tensor(lengths, dtype=torch.long)
+        self._lengths[new] = torch.tensor(lengths, dtype=torch.long, device="cpu")
         self._next[new] = self.n_shared + self._lengths[new]
         self.n += len(lengths)
 
@@ -146,10 +146,10 @@ class Rows:
         mask = None
         if self._sharing == "copied":  # the model's own attention must be told what is padding
             mask = torch.ones(len(ids), self.seen + columns, dtype=torch.long, device=device)
-            mask[:, : self.seen] = (torch.arange(self.seen) >= self.seen - lengths).to(device)
+            mask[:, : self.seen] = (torch.arange(self.seen, dtype=torch.long, device="cpu") >= self.seen - lengths).to(device)
         running = slice(self._start, self._start + self._count)
         if positions is None:
-            positions = self._next[running, None] + torch.arange(columns)
+            positions = self._next[running, None] + torch.arange(columns, dtype=torch.long, device="cpu")
         self._next[running] = positions[:, -1] + 1
         return Inputs(ids.to(device), mask, positions.to(device), self.cache)
 
@@ -169,7 +169,7 @@ class Rows:
         order = [row if row in kept else next(movers) for row in range(len(rows))]
         moved = [(to, source) for to, source in enumerate(order) if to != source]
         if moved:
-            to, source = torch.tensor(moved).unbind(1)
+            to, source = torch.tensor(moved, dtype=torch.long, device="cpu").unbind(1)
             longest = int(self._lengths[source].max())
             for pair in self._buffers:
                 for buffer in pair or ():
@@ -199,11 +199,11 @@ class Rows:
         count, columns = keys.shape[0], keys.shape[2]
         own = self._own(block, keys, values, count)
         lengths = own.lengths.to(keys.device)
-        lines = torch.arange(count, device=keys.device)[:, None]
-        at = lengths[:, None] + torch.arange(columns, device=keys.device)
+        lines = torch.arange(count, dtype=torch.long, device=keys.device)[:, None]
+        at = lengths[:, None] + torch.arange(columns, dtype=torch.long, device=keys.device)
         own.keys[lines, :, at], own.values[lines, :, at] = keys.transpose(1, 2), values.transpose(1, 2)
         # All rows end where the new tokens begin: columns then differ as positions do, and windows hold (as in Layout).
-        ended = (torch.arange(self.seen, device=keys.device) - (self.seen - lengths[:, None])).clamp(min=0)
+        ended = (torch.arange(self.seen, dtype=torch.long, device=keys.device) - (self.seen - lengths[:, None])).clamp(min=0)
         before = (part[lines, :, ended].transpose(1, 2) for part in (own.keys, own.values))
         seen_keys, seen_values = (torch.cat(pair, 2) for pair in zip(before, (keys, values), strict=True))
         return seen_keys, seen_values

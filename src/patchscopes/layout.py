@@ -32,7 +32,7 @@ class Layout:
 
     def ids(self, device: torch.device) -> Int[Tensor, "row column"]:
         """Token ids; padding is id 0, which no mask lets anyone see."""
-        return torch.tensor([(0,) * (self.width - len(ids)) + ids for ids in self.rows], device=device)
+        return torch.tensor([(0,) * (self.width - len(ids)) + ids for ids in self.rows], dtype=torch.long, device=device)
 
     def mask(self, device: torch.device) -> Int[Tensor, "row column"]:
         """1 for a token, 0 for padding and for what is masked."""
@@ -46,5 +46,5 @@ class Layout:
         return self._positions().clamp(min=0).to(device)
 
     def _positions(self) -> Int[Tensor, "row column"]:
-        lengths = torch.tensor([len(ids) for ids in self.rows])
-        return torch.arange(self.width) - (self.width - lengths[:, None])
+        lengths = torch.tensor([len(ids) for ids in self.rows], dtype=torch.long, device="cpu")
+        return torch.arange(self.width, dtype=torch.long, device="cpu") - (self.width - lengths[:, None])

@@ -44,7 +44,7 @@ def nearest_tokens(model: Model, states: Sequence[State], *, k: int = 10) -> lis
     found = _Nearest(len(states), min(k, model.d_vocab), model.device)
     unit = normalize(captured(model, states), dim=-1)
     for start in range(0, model.d_vocab, CHUNK_TOKENS):
-        ids = torch.arange(start, min(start + CHUNK_TOKENS, model.d_vocab), device=model.device)
+        ids = torch.arange(start, min(start + CHUNK_TOKENS, model.d_vocab), dtype=torch.long, device=model.device)
         rows = normalize(model.embedded(ids).float(), dim=-1)
         for first in range(0, len(states), CHUNK_STATES):
             part = slice(first, first + CHUNK_STATES)
@@ -56,7 +56,7 @@ class _Nearest:
     """The k best of what was seen so far, of each state."""
 
     def __init__(self, n_states: int, k: int, device: torch.device) -> None:
-        self._cosines = torch.full((n_states, k), -torch.inf, device=device)
+        self._cosines = torch.full((n_states, k), -torch.inf, dtype=torch.float32, device=device)
         self._ids = torch.zeros((n_states, k), dtype=torch.long, device=device)
 
     def add(self, part: slice, cosines: Float[Tensor, "state token"], ids: Int[Tensor, " token"]) -> None:

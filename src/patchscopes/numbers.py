@@ -66,7 +66,7 @@ def _prove(model: Model) -> Proven:
 def largest_error(model: Model) -> float:
     """Return how far the engine's passes are from the model's own forward, at the most, in nats."""
     ids = some_ids(model, LENGTH + 1, "numbers")
-    own = model.forward_of(model.hf, Inputs(_tensor(model, ids)), "all")[0, -2:].float()
+    own = model.all_logits(_tensor(model, ids))[0, -2:]
     ours = engine_logits(model, ids, sorted({0, model.n_layers // 2}))
     error = (ours.log_softmax(-1) - own.log_softmax(-1)).abs().max()
     return float(error)
@@ -94,7 +94,7 @@ def engine_logits(model: Model, ids: Ids, layers: list[int]) -> Float[Tensor, "r
     new = _tensor(model, tuple(prompt_ids[POSITION:])).expand(n, -1)
     first = compute.head.logits(forward(compute, rows, Span(0, n), new, entry=entry)[:, 0])
     rows.put(range(n), n_own, prompt, slice(POSITION, length), layers=layers)
-    step = torch.full((n, 1), last, dtype=torch.long)
+    step = torch.full((n, 1), last, dtype=torch.long, device="cpu")
     second = compute.head.logits(forward(compute, rows, Span(0, n), step)[:, 0])
     return torch.stack([first.float(), second.float()], dim=1)
 

@@ -73,7 +73,7 @@ def captured(model: Model, states: Sequence[State]) -> Float[Tensor, "state d_mo
         of_text.setdefault((state.ids, state.masked), []).append(index)
         if state.masked:
             model.check_masks()
-    found = torch.empty(len(states), model.d_model, device=model.device)
+    found = torch.empty(len(states), model.d_model, dtype=torch.float32, device=model.device)
     texts = list(of_text)
     returns_tuples(model)  # known before anything is replaced
     for batch in _batches([len(ids) for ids, _ in texts], _at_once(model, TOKENS_AT_ONCE)):
@@ -87,7 +87,7 @@ def captured(model: Model, states: Sequence[State]) -> Float[Tensor, "state d_mo
         wanted = {layer: _places([column[index] for index in indices]) for layer, indices in by_layer.items()}
         run = _run(model, layout, wanted, columns="last")
         for layer, indices in by_layer.items():
-            found[torch.tensor(indices, device=found.device)] = run.states[layer]
+            found[torch.tensor(indices, dtype=torch.long, device=found.device)] = run.states[layer]
     return found
 
 

@@ -24,6 +24,7 @@ from patchscopes.rows import Made, row_of, with_baselines
 from patchscopes.spec import Cell, Request, Result, Row, Sweep
 from patchscopes.speed import measure_speed
 from patchscopes.store import Head, Writer, open_writer
+from patchscopes.trust import distrust, longest_text
 
 
 @contextmanager
@@ -97,6 +98,13 @@ class Inspection:
     def target(self) -> Model:
         """The model that they are written into."""
         return self.transfer.target
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What the user should know: of the request, and of what is attached to a model."""
+        longest = longest_text(request.cell for request in self.requests if request.cell is not None)
+        slow = [distrust(model, longest) for model in self.transfer.models] if self.runner_name == "engine" else []
+        return (*self.resolved.warnings, *filter(None, slow))
 
     @property
     def requests(self) -> tuple[Request, ...]:
@@ -219,7 +227,7 @@ class Inspection:
             model=self.model.describe(),
             spec=self.spec(),
             complete=len(done) == len(self.requests),
-            warnings=self.resolved.warnings,
+            warnings=self.warnings,
         )
 
     def spec(self) -> dict[str, object]:
@@ -231,7 +239,7 @@ class Inspection:
         sweep = asdict(self.sweep)
         made_by = {key: value for key, value in self.spec().items() if key not in sweep}
         model = self.model
-        return Head(sweep, model.identity, model.describe(), made_by, len(self.requests), self.resolved.warnings)
+        return Head(sweep, model.identity, model.describe(), made_by, len(self.requests), self.warnings)
 
     def _refuse_unhashed(self) -> None:
         """Raise OptionError where a run directory could not tell what is attached to a model from something else."""

@@ -27,7 +27,8 @@ def measure_speed(model: Model, *, n_rows: int, top_k: int = 10) -> Speed:
     few, many = (_pass_s(model, rows) for rows in (FEW, n_rows))
     block_s = max(many - few, 1e-9) / (n_rows - FEW) / model.n_layers
     width = model.unembed_width
-    x = torch.randn(n_rows, width, generator=torch.Generator().manual_seed(0)).to(model.device, model.dtype)
+    x = torch.randn(n_rows, width, generator=torch.Generator().manual_seed(0), dtype=torch.float32, device="cpu")
+    x = x.to(model.device, model.dtype)
     short, long = (_median_s(partial(_alone, model, n_tokens)) for n_tokens in (SHORT, LONG))
     per_token = max(long - short, 0.0) / (LONG - SHORT)
     return Speed(
@@ -46,7 +47,7 @@ def _pass_s(model: Model, n_rows: int) -> float:
     shared = _some_prefix(model) if sharing(model) == "shared" else []
     rows = Rows(model, n_rows=n_rows, capacity=2 * (REPEATS + 2), shared=shared)
     rows.add([0] * n_rows)
-    ids = torch.zeros(n_rows, 1, dtype=torch.long)
+    ids = torch.zeros(n_rows, 1, dtype=torch.long, device="cpu")
     return _median_s(lambda: forward(compute, rows, Span(0, n_rows), ids))
 
 

@@ -35,17 +35,19 @@ OF_HOOKS = (ArithmeticError, AssertionError, AttributeError, LookupError, Runtim
 class TrustedEngine:
     """Runs a plan by the engine; by the reference where a model has something attached that does not bear batches."""
 
+    name = "engine"
+
     def __init__(self, model: Model | Transfer) -> None:
         self._transfer = Transfer.of(model)
 
     def run(self, plan: Plan) -> Iterator[Result]:
         """Yield one Result per cell."""
         models = {self._transfer.source, self._transfer.target}
-        trusted = all(is_trusted(model, longest(plan.cells)) for model in models)
+        trusted = all(is_trusted(model, longest_text(plan.cells)) for model in models)
         return (Engine if trusted else Reference)(self._transfer).run(plan)
 
 
-def longest(cells: Iterable[Cell]) -> int:
+def longest_text(cells: Iterable[Cell]) -> int:
     """The length of the longest text that cells run, in tokens."""
     return max((len(cell.target_ids) + cell.more_tokens for cell in cells), default=0)
 

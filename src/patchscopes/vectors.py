@@ -56,9 +56,9 @@ def make_vectors(
         if at:
             found = _MAKERS[kind](of, [vectors[k] for k in at], [through[k] for k in at])
             if made is None:
-                made = torch.zeros(len(vectors), d_model, device=found.device)
+                made = torch.zeros(len(vectors), d_model, dtype=torch.float32, device=found.device)
             made[at] = found.to(made)
-    return torch.zeros(0, d_model) if made is None else made
+    return torch.zeros(0, d_model, dtype=torch.float32, device="cpu") if made is None else made
 
 
 def _mapped(of: StateSource, states: list[State], maps: Digests) -> Tensor:
@@ -71,7 +71,7 @@ def _own(of: StateSource, vectors: list[Own], _: Digests) -> Tensor:
 
 def _zero(of: StateSource, vectors: list[Zero], maps: Digests) -> Tensor:
     d_source, _ = of.widths
-    return of.mapped(torch.zeros(len(vectors), d_source), maps)
+    return of.mapped(torch.zeros(len(vectors), d_source, dtype=torch.float32, device="cpu"), maps)
 
 
 def _noise(of: StateSource, vectors: list[Noise], maps: Digests) -> Tensor:

@@ -6,6 +6,7 @@ Each is found by what it is made of and taken only where it gives the same as th
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -34,12 +35,12 @@ def norm_function(module: nn.Module) -> Callable[[Tensor], Tensor] | None:
     expected = module(x)
     for scale in (weight.detach(), 1.0 + weight.detach()):
         if torch.allclose(kernels.rms_norm(x, scale, eps), expected, rtol=CLOSE, atol=CLOSE):
-            return _norm(scale.contiguous(), eps)
+            return partial(_norm, scale.contiguous(), eps)
     return None
 
 
-def _norm(scale: Tensor, eps: float) -> Callable[[Tensor], Tensor]:
-    return lambda x: kernels.rms_norm(x if x.is_contiguous() else x.contiguous(), scale, eps)
+def _norm(scale: Tensor, eps: float, x: Tensor) -> Tensor:
+    return kernels.rms_norm(x if x.is_contiguous() else x.contiguous(), scale, eps)
 
 
 def mlp_function(module: nn.Module, linears: Mapping[nn.Module, LinearFunction]) -> Callable[[Tensor], Tensor] | None:
@@ -50,7 +51,7 @@ def mlp_function(module: nn.Module, linears: Mapping[nn.Module, LinearFunction])
         return None
     d_in = module.get_parameter("gate_proj.weight").shape[1]
     for activation in ACTIVATIONS:
-        function = _mlp(gate, up, down, activation)
+        function = partial(_mlp, gate, up, down, activation)
         try:
             if agrees(module, function, d_in):
                 return function
@@ -59,8 +60,8 @@ def mlp_function(module: nn.Module, linears: Mapping[nn.Module, LinearFunction])
     return None
 
 
-def _mlp(gate: LinearFunction, up: LinearFunction, down: LinearFunction, activation: Activation) -> LinearFunction:
-    return lambda x: down(kernels.gated(gate(x), up(x), activation))
+def _mlp(gate: LinearFunction, up: LinearFunction, down: LinearFunction, activation: Activation, x: Tensor) -> Tensor:
+    return down(kernels.gated(gate(x), up(x), activation))
 
 
 def rotary_functions(parts: Iterable[nn.Module]) -> dict[Callable[..., Any], Callable[..., Any]]:

@@ -6,6 +6,7 @@ percent slower.
 """
 
 from collections.abc import Callable, Iterable
+from functools import partial
 
 import psutil
 import torch
@@ -38,14 +39,11 @@ def pack(weight: Tensor, bias: Tensor | None, *, repack: bool) -> LinearFunction
     """The function x ↦ x·weightᵀ + bias; `weight` has shape (out, in)."""
     weight = weight.detach()
     ready = torch.ops.mkldnn._reorder_linear_weight(weight, PACKED_FOR_ROWS) if repack else weight.contiguous()
-    run = torch.ops.mkldnn._linear_pointwise.default
-    kept_bias = None if bias is None else bias.detach()
+    return partial(_run, torch.ops.mkldnn._linear_pointwise.default, ready, None if bias is None else bias.detach())
 
-    def linear(x: Tensor) -> Tensor:
-        y: Tensor = run(x, ready, kept_bias, "none", [], "")
-        return y
 
-    return linear
+def _run(product: Callable[..., Tensor], weight: Tensor, bias: Tensor | None, x: Tensor) -> Tensor:
+    return product(x, weight, bias, "none", [], "")
 
 
 def linear_functions(modules: Iterable[nn.Module], *, repack: bool) -> dict[nn.Module, LinearFunction]:

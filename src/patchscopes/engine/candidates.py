@@ -27,7 +27,7 @@ def score(
     """
     widest = max(len(cell.candidates) for cell in cells)
     firsts = [[ids[0] for ids in cell.candidates] + [0] * (widest - len(cell.candidates)) for cell in cells]
-    found = compute.head.logprobs(x, torch.tensor(firsts, device=x.device)).double().tolist()
+    found = compute.head.logprobs(x, torch.tensor(firsts, dtype=torch.long, device=x.device)).double().tolist()
     scores = [row[: len(cell.candidates)] for row, cell in zip(found, cells, strict=True)]
     pairs: dict[int, list[tuple[int, int]]] = {}
     for row, cell in enumerate(cells):
@@ -38,7 +38,7 @@ def score(
         n_pairs = max(1, at_once // (length - 1))
         for first in range(0, len(several), n_pairs):
             part = several[first : first + n_pairs]
-            answers = torch.tensor([cells[row].candidates[k] for row, k in part])
+            answers = torch.tensor([cells[row].candidates[k] for row, k in part], dtype=torch.long, device="cpu")
             added = _rest(compute, rows, [row for row, _ in part], answers)
             for (row, k), logprob in zip(part, added, strict=True):
                 scores[row][k] += logprob
@@ -48,7 +48,7 @@ def score(
 def _rest(compute: Compute, rows: Rows, of: Sequence[int], answers: Tensor) -> list[float]:
     """Σ ln p of the answers' tokens but the first."""
     n_run = answers.shape[1] - 1
-    branch = rows.copied(torch.tensor(of), extra=n_run)
+    branch = rows.copied(torch.tensor(of, dtype=torch.long, device="cpu"), extra=n_run)
     x = forward(compute, branch, Span(0, len(of)), answers[:, :-1], columns="all")
     lines = x.reshape(len(of) * n_run, -1)
     logprobs = compute.head.logprobs(lines, answers[:, 1:].reshape(-1, 1).to(lines.device))

@@ -115,7 +115,7 @@ class GroupRun:
     def _decode(self) -> Sequence[Result]:
         assert self._rows is not None
         last = [[writing.token_ids[-1]] for _, writing in self._writings]
-        x = forward(self._compute, self._rows, Span(0, len(last)), torch.tensor(last))
+        x = forward(self._compute, self._rows, Span(0, len(last)), torch.tensor(last, dtype=torch.long, device="cpu"))
         return self._add(0, self._choose(x[:, 0], [writing for _, writing in self._writings]))
 
     def _choose(self, x: Float[Tensor, "row d_head_in"], writings: Sequence[Writing]) -> list[int | None]:

@@ -91,11 +91,11 @@ def _run(model: Model, compute: Compute, prompts: Sequence[Prompt]) -> Iterable[
 
 def _inputs(model: Model, prompts: Sequence[Prompt]) -> Inputs:
     """The prompts' tokens; where some are masked, all but the last are hidden from every other, and positions stay."""
-    ids = torch.tensor([prompt.ids for prompt in prompts], device=model.device)
+    ids = torch.tensor([prompt.ids for prompt in prompts], dtype=torch.long, device=model.device)
     if not any(prompt.masked for prompt in prompts):
         return Inputs(ids)
     mask = torch.ones_like(ids)
     for row, prompt in enumerate(prompts):
         mask[row, list(prompt.masked)] = 0
     mask[:, -1] = 1
-    return Inputs(ids, mask, torch.arange(ids.shape[1], device=model.device).expand_as(ids))
+    return Inputs(ids, mask, torch.arange(ids.shape[1], dtype=torch.long, device=model.device).expand_as(ids))

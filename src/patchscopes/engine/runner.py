@@ -12,7 +12,7 @@ from patchscopes.engine.prompts import RunPrompts
 from patchscopes.engine.states import States
 from patchscopes.errors import OutOfMemoryError
 from patchscopes.mappings import Transfer
-from patchscopes.models import Model
+from patchscopes.models import Model, calm
 from patchscopes.plan import Plan, Wave
 from patchscopes.spec import Result
 
@@ -42,8 +42,9 @@ class Engine:
     def _run_wave(self, plan: Plan, wave: Wave) -> Iterator[Result]:
         compute = compute_of(self.model)
         try:
-            states = States(self.transfer, wave.source_batches)
-            prompts = RunPrompts(self.model, compute, wave.prompts)
+            with calm():
+                states = States(self.transfer, wave.source_batches)
+                prompts = RunPrompts(self.model, compute, wave.prompts)
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -52,7 +53,8 @@ class Engine:
             run = GroupRun(self.model, compute, plan, group)
             while not run.done:
                 try:
-                    results = list(run.step(states, prompts))
+                    with calm():
+                        results = list(run.step(states, prompts))
                 except (MemoryError, RuntimeError) as error:
                     if not is_out_of_memory(error):
                         raise

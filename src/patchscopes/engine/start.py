@@ -50,10 +50,14 @@ def start_rows(
 def _suffixes(cells: Sequence[Cell], suffix: int) -> tuple[Int[Tensor, "row column"], Int[Tensor, "row column"] | None]:
     """The last tokens of each text; with their positions, where some of a text is left out."""
     if not any(cell.masked for cell in cells):
-        return torch.tensor([cell.target_ids[-suffix:] for cell in cells]), None
+        return _ids([cell.target_ids[-suffix:] for cell in cells]), None
     texts = [text_of(cell) for cell in cells]
-    ids, positions = (torch.tensor([part[-suffix:] for part in parts]) for parts in zip(*texts, strict=True))
+    ids, positions = (_ids([part[-suffix:] for part in parts]) for parts in zip(*texts, strict=True))
     return ids, positions
+
+
+def _ids(rows: Sequence[Sequence[int]]) -> Int[Tensor, "row column"]:
+    return torch.tensor(rows, dtype=torch.long, device="cpu")
 
 
 def _by_prompt(
@@ -85,6 +89,6 @@ def _written_states(
         places.extend((row, column - start) for column in columns)
         vectors.extend(cell.write.vectors)
         maps.extend([cell.mapping] * len(columns))
-    lines, at = torch.tensor(places, device=found.device).unbind(1)
+    lines, at = torch.tensor(places, dtype=torch.long, device=found.device).unbind(1)
     found[lines, at] = states.vectors(vectors, maps).to(found)
     return found

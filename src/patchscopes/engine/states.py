@@ -71,7 +71,7 @@ class States:
         if self._said is None:
             self._said = self._read_out()
         row, said = self._said
-        return said.of(torch.tensor([row[state] for state in wanted], device=said.x.device))
+        return said.of(torch.tensor([row[state] for state in wanted], dtype=torch.long, device=said.x.device))
 
     @calm()
     def _read_out(self) -> tuple[Mapping[State, int], Said]:
@@ -103,7 +103,7 @@ class _Captured:
     def rows(self, states: Sequence[State]) -> Float[Tensor, "state d"]:
         """The states, in the order given."""
         if self._matrix is None:
-            empty = torch.empty(0, self._model.d_model, device=self._model.device)
+            empty = torch.empty(0, self._model.d_model, dtype=torch.float32, device=self._model.device)
             self._matrix, self._parts = torch.cat(self._parts) if self._parts else empty, []
         index = torch.tensor([self.known[state] for state in states], dtype=torch.long, device=self._matrix.device)
         return self._matrix.index_select(0, index)

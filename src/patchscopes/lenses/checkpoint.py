@@ -132,7 +132,7 @@ def _translator(parameters: dict[str, Tensor], layer: int, folder: Path, model: 
             raise MappingError(
                 f"{name} in {folder / PARAMETERS} has the shape {tuple(parameters[name].shape)}; it must be {shape}."
             )
-    weight = torch.eye(d) + parameters[f"{layer}.weight"].float().T
+    weight = torch.eye(d, dtype=torch.float32, device="cpu") + parameters[f"{layer}.weight"].float().T
     return Mapping(weight.contiguous(), parameters[f"{layer}.bias"].float())
 
 

@@ -13,6 +13,8 @@ Axes: position, d_model, d_head_in, token (of the sample).
 
 from dataclasses import dataclass
 
+import math
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -51,8 +53,8 @@ class Translator:
         self._mean, self._turn = coordinates.mean.to(device), coordinates.turn.to(device)
         self._scale = coordinates.scale.to(device)
         d = len(start.bias)
-        self.change = torch.zeros(d, d, device=device, requires_grad=True)
-        self.shift = torch.zeros(d, device=device, requires_grad=True)
+        self.change = torch.zeros(d, d, dtype=torch.float32, device=device, requires_grad=True)
+        self.shift = torch.zeros(d, dtype=torch.float32, device=device, requires_grad=True)
 
     @property
     def parameters(self) -> list[Tensor]:
@@ -104,15 +106,15 @@ def draw_sample(
     d_vocab = head.weight.shape[0] if isinstance(head, nn.Linear) else model.d_vocab
     chosen = torch.unique(likely).cpu()
     if not plain or len(chosen) + n >= d_vocab:
-        ids, weights = torch.arange(d_vocab), torch.zeros(d_vocab)
+        ids, weights = torch.arange(d_vocab, dtype=torch.long, device="cpu"), torch.zeros(d_vocab, dtype=torch.float32, device="cpu")
     else:
-        unlikely = torch.ones(d_vocab, dtype=torch.bool)
+        unlikely = torch.ones(d_vocab, dtype=torch.bool, device="cpu")
         unlikely[chosen] = False
         others = unlikely.nonzero()[:, 0]
         drawn = others[torch.randperm(len(others), generator=generator)[:n]]
         ids = torch.cat([chosen, drawn])
-        weights = torch.zeros(len(ids))
-        weights[len(chosen) :] = torch.tensor(len(others) / n).log()
+        weights = torch.zeros(len(ids), dtype=torch.float32, device="cpu")
+        weights[len(chosen) :] = math.log(len(others) / n)
     device = final.device
     rows = bias = None
     if plain:

@@ -181,7 +181,7 @@ class _Starts:
 
 
 def _identity(d: int) -> Mapping:
-    return Mapping(torch.eye(d), torch.zeros(d))
+    return Mapping(torch.eye(d, dtype=torch.float32, device="cpu"), torch.zeros(d, dtype=torch.float32, device="cpu"))
 
 
 @calm()

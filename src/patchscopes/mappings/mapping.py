@@ -262,6 +262,13 @@ class Transfer:
         """The models, each once."""
         return (self.source,) if self.within else (self.source, self.target)
 
+    def called(self, variant: str | None) -> "Transfer":
+        """The same of the models under the name that the caller gives what is attached to them (`Model.called`)."""
+        if variant is None:
+            return self
+        source = self.source.called(variant)
+        return Transfer(source, source if self.within else self.target.called(variant), self.mappings)
+
     def current(self, *, content: bool = True) -> bool:
         """Have each model look whether it is what it was (`Model.current`); whether all are."""
         return all([model.current(content=content) for model in self.models])
@@ -303,7 +310,7 @@ class Transfer:
         rows: dict[str | None, list[int]] = {}
         for row, digest in enumerate(maps):
             rows.setdefault(digest, []).append(row)
-        made = torch.empty(len(states), self.target.d_model, device=states.device)
+        made = torch.empty(len(states), self.target.d_model, dtype=torch.float32, device=states.device)
         for digest, at in rows.items():
             made[at] = states[at].float() if digest is None else self.by_digest[digest](states[at])
         return made

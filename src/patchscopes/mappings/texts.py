@@ -225,7 +225,7 @@ def _by_index(texts: Iterable[TextStates]) -> dict[int, TextStates]:
 
 
 def _at(text: TextStates, layers: Sequence[int], positions: Sequence[int]) -> dict[int, torch.Tensor]:
-    index = torch.tensor(positions)
+    index = torch.tensor(positions, dtype=torch.long, device="cpu")
     return {layer: text.states[layer][index.to(text.states[layer].device)] for layer in layers}
 
 

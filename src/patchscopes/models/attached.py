@@ -23,7 +23,7 @@ from torch.nn.modules import module as torch_module
 from transformers import PretrainedConfig, PreTrainedModel
 
 from patchscopes.models.tree import own_forward
-from patchscopes.models.watch import GLOBAL_HOOKS, PLAIN, walk
+from patchscopes.models.watch import GLOBAL_HOOKS, PLAIN, collects, walk
 
 HOOKS = ("_forward_pre_hooks", "_forward_hooks")
 OURS = frozenset({"patchscopes", "torch", "accelerate"})
@@ -75,22 +75,17 @@ def _all(hf: PreTrainedModel) -> Iterator[Attached]:
     known = {module: path for path, module in walk(hf)}
     for name in GLOBAL_HOOKS:
         for hook in getattr(torch_module, name).values():
-            if not is_ours(hook) and not _is_collector(hook):
+            if not is_ours(hook) and not collects(hook):
                 yield _attached("hook", "every module", hook, known)
     for module, path in known.items():
         for table in HOOKS:
             for hook in module.__dict__[table].values():
-                if not is_ours(hook) and not _is_collector(hook):
+                if not is_ours(hook) and not collects(hook):
                     yield _attached("hook", path, hook, known)
         if (forward := own_forward(module)) is not None and not _is_own_class_forward(forward, module):
             yield _attached("forward", path, forward, known)
         if type(module).__module__.partition(".")[0] not in BUILT_IN and module is not hf:
             yield _module(path, module, known)
-
-
-def _is_collector(hook: Any) -> bool:
-    """Whether it is a hook that transformers leaves once it was asked for hidden states: it changes nothing."""
-    return str(getattr(hook, "__module__", "")).startswith("transformers.")
 
 
 def _is_own_class_forward(forward: Any, module: nn.Module) -> bool:

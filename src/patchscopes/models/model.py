@@ -3,6 +3,7 @@
 Axes: row (of a batch), column (padded), token (unpadded), d_model, d_vocab.
 """
 
+import copy
 import hashlib
 import inspect as pyinspect
 import json
@@ -23,7 +24,7 @@ from patchscopes.models.architectures import Architecture, rope_switch
 from patchscopes.models.attached import Attached, Hasher, attached
 from patchscopes.models.calm import calm
 from patchscopes.models.tree import Replacements, Tree, Trees
-from patchscopes.models.watch import Change, Watch, tensors
+from patchscopes.models.watch import Change, Watch, brought_to, tensors
 
 T = TypeVar("T")
 
@@ -97,11 +98,11 @@ class Model:
     @property
     def device(self) -> torch.device:
         """Where token ids go: the device of the input embedding."""
-        weight = self.hf.get_input_embeddings().weight
-        if isinstance(weight, Tensor) and weight.device.type != "meta":
-            return weight.device
-        brought_to = getattr(getattr(self.hf, "_hf_hook", None), "execution_device", None)
-        return self.hf.device if brought_to is None else torch.device(brought_to)
+        embedding = self.hf.get_input_embeddings()
+        weight = embedding.weight
+        if not isinstance(weight, Tensor):
+            return self.hf.device
+        return brought_to(embedding) if weight.device.type == "meta" else weight.device
 
     @property
     def dtype(self) -> torch.dtype:
@@ -183,6 +184,16 @@ class Model:
         if self.attached != before:
             self._strings.pop("identity", None)
         return not changes and self.attached == before
+
+    def called(self, variant: str | None) -> "Model":
+        """Return the model under the name that the caller gives what is attached to it; itself where none is given."""
+        if variant is None or variant == self.variant:
+            return self
+        if not isinstance(variant, str) or not variant.strip() or "|" in variant:
+            raise OptionError(f"variant is {variant!r}; it must be a name without '|', such as \"steered\", or None.")
+        other = copy.copy(self)
+        other.variant, other._strings = variant, {}
+        return other
 
     def refresh(self) -> None:
         """Take the model as it is by now, whether or not a change is seen.

@@ -9,6 +9,7 @@ that is changed alone may lie between the samples: docs/reliability.md says what
 at everything anew.
 """
 
+import inspect
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -34,6 +35,8 @@ TABLES = (
 HOOK_TABLES = frozenset(name for name in TABLES if "hooks" in name)
 # Of every module, whatever it does while it runs.
 ALWAYS = frozenset({*TABLES, "training", "forward", "_hf_hook"})
+# What transformers notes on modules for itself.
+NOTES = frozenset({"_is_hf_initialized", "_output_capturing_hooks_installed"})
 GLOBAL_HOOKS = ("_global_forward_hooks", "_global_forward_pre_hooks")
 PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device)
 
@@ -54,9 +57,7 @@ def walk(module: nn.Module, path: str = "") -> Iterator[tuple[str, nn.Module]]:
 
 def offloaded(module: nn.Module) -> Mapping[str, Tensor] | None:
     """Return the weights that accelerate brings when the module runs, as far as they are in memory; None for none."""
-    hook = module.__dict__.get("_hf_hook")
-    hooks = getattr(hook, "hooks", (hook,))
-    maps = [one.weights_map for one in hooks if getattr(one, "offload", False) and hasattr(one, "weights_map")]
+    maps = [hook.weights_map for hook in _accelerate(module) if getattr(hook, "offload", False)]
     if not maps:
         return None
     found = {}
@@ -67,6 +68,17 @@ def offloaded(module: nn.Module) -> Mapping[str, Tensor] | None:
         prefix = getattr(weights, "prefix", "")
         found |= {name: held[prefix + name] for name in names if isinstance(held.get(prefix + name), Tensor)}
     return found
+
+
+def brought_to(module: nn.Module) -> torch.device:
+    """Return the device that accelerate brings a module's weights to when it runs; `meta` where nothing brings them."""
+    devices = [hook.execution_device for hook in _accelerate(module) if getattr(hook, "offload", False)]
+    return torch.device(devices[0]) if devices else torch.device("meta")
+
+
+def _accelerate(module: nn.Module) -> tuple[Any, ...]:
+    hook = module.__dict__.get("_hf_hook")
+    return tuple(getattr(hook, "hooks", (hook,)))
 
 
 def tensors(hf: nn.Module) -> Iterator[tuple[str, Tensor]]:
@@ -144,7 +156,7 @@ class Watch:
             _Seen(path, module, type(module), {name: frozen(value) for name, value in module.__dict__.items()})
             for path, module in walk(hf)
         ]
-        self.training = [seen.path or "the model" for seen in self._seen if seen.module.training]
+        self.training = [seen.path or "the model" for seen in self._seen if _trains(seen.module)]
         found = dict(tensors(hf))
         self._stamps = [_Stamp(path, tensor, _stamp(tensor)) for path, tensor in found.items()]
         kinds = {seen.kind for seen in self._seen}
@@ -203,6 +215,16 @@ class Watch:
                 yield Change("weights", f"{seen.path} was written to or exchanged")
 
 
+def _trains(module: nn.Module) -> bool:
+    """Whether it is in training mode and may compute otherwise for it: transformers' own, and what asks for the mode.
+
+    A plain layer that was put in or parametrized is in training mode by default, which means nothing to it.
+    """
+    forward = inspect.unwrap(type(module).forward)
+    asks = "training" in getattr(getattr(forward, "__code__", None), "co_names", ("training",))
+    return module.training and (asks or type(module).__module__.startswith("transformers"))
+
+
 def _stamp(tensor: Tensor) -> tuple[Any, ...]:
     """Return pointer, version, shape, strides, dtype and device; tensors of inference mode have no version."""
     version = 0 if tensor.is_inference() else tensor._version
@@ -225,6 +247,15 @@ def _equal(now: Mapping[str, Any], before: Mapping[str, Any], name: str) -> bool
     return name in now and name in before and _same({"": now[name]}, {"": before[name]})
 
 
+def collects(hook: Any) -> bool:
+    """Whether it is a hook of transformers, left where someone has asked for hidden states: it changes nothing."""
+    return str(getattr(hook, "__module__", "")).startswith("transformers.")
+
+
+def _hooks(table: Mapping[int, Any]) -> list[tuple[int, Any]]:
+    return [(key, hook) for key, hook in table.items() if not collects(hook)]
+
+
 def _differences(seen: _Seen, *, attributes: bool) -> Iterator[Change]:
     """Yield what of a module's `__dict__` decides and differs."""
     now, before, place = seen.module.__dict__, seen.values, seen.path or "the model"
@@ -236,6 +267,8 @@ def _differences(seen: _Seen, *, attributes: bool) -> Iterator[Change]:
         if name == "training":
             yield Change("structure", f"{place}.training is now {now.get(name)}")
         elif name in HOOK_TABLES:
+            if name.endswith("kwargs") or _hooks(now[name]) == _hooks(before[name]):
+                continue  # keys of hooks, which are compared themselves
             yield Change("hooks", f"hooks of {place} changed")
         elif name == "forward":
             yield Change("hooks", f"{place} has another forward")
@@ -244,7 +277,7 @@ def _differences(seen: _Seen, *, attributes: bool) -> Iterator[Change]:
                 yield Change("weights", f"{place}.{_first_difference(now[name], before[name])} was exchanged")
         elif name == "_modules":
             yield Change("structure", f"{place}.{_first_difference(now[name], before[name])} is another module")
-        elif name in ALWAYS or (not free and _decides(now.get(name), before.get(name))):
+        elif name in ALWAYS or (name not in NOTES and not free and _decides(now.get(name), before.get(name))):
             yield Change("structure", f"{place}.{name} changed")
 
 
@@ -254,7 +287,7 @@ def _first_difference(now: Mapping[str, Any], before: Mapping[str, Any]) -> str:
 
 def _says(name: str, value: Any) -> bool:
     """Whether an attribute is told where a structure is described."""
-    return name not in ALWAYS and name != "_is_hf_initialized" and (is_plain(value) or callable(value))
+    return name not in ALWAYS and name not in NOTES and (is_plain(value) or callable(value))
 
 
 def _decides(now: Any, before: Any) -> bool:

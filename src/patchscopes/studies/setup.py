@@ -153,7 +153,7 @@ class Setup:
     @property
     def runner_name(self) -> str:
         """What runs the cells, as provenance has it."""
-        return str(getattr(self.runner, "__name__", type(self.runner).__name__)).lower()
+        return str(getattr(self.runner, "name", getattr(self.runner, "__name__", type(self.runner).__name__))).lower()
 
     @property
     def written(self) -> Model:

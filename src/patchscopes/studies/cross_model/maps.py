@@ -78,12 +78,12 @@ def _hash(passages: Sequence[Passage]) -> str:
 def stand_ins(design: Design) -> Maps:
     """Maps to nothing, each with a bias of its own, to plan the cells of maps that are still to be fitted."""
     source, target = Side.of(design.source), Side.of(design.target)
-    weight = torch.zeros(source.d_model, target.d_model)
+    weight = torch.zeros(source.d_model, target.d_model, dtype=torch.float32, device="cpu")
     found = {}
     for number, kind in enumerate(LINEAR):
         first = number * len(design.pairs)
         maps = {
-            pair: Map(weight, torch.full((target.d_model,), float(first + k))) for k, pair in enumerate(design.pairs)
+            pair: Map(weight, torch.full((target.d_model,), float(first + k), dtype=torch.float32, device="cpu")) for k, pair in enumerate(design.pairs)
         }
         found[kind] = Mappings(kind, source, target, maps)
     return found

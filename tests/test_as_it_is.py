@@ -1,0 +1,209 @@
+"""Rule 0: the model that runs is the model that is there, whatever was done to it and when.
+
+The oracle is the official way on plain Hugging Face hooks: one source pass, then the model's own cached `generate`. So
+what a caller's hook gives there is what it must give here.
+"""
+
+import copy
+import warnings
+from collections.abc import Callable, Iterator
+from itertools import cycle
+from typing import Any
+
+import pytest
+import torch
+from transformers import PreTrainedModel
+
+import changes
+import families
+import oracle
+import patchscopes as ps
+from patchscopes.errors import PatchscopesWarning
+from patchscopes.models import Model, wrap_in_memory
+from patchscopes.prompts import tokenize
+from patchscopes.results import Results
+
+SOURCE = "the capital of Spain"
+PROMPT = "cat -> cat; hello -> hello; {} ->"
+SHARED = frozenset(name for name in changes.HOOKED if "column" not in name and "alone" not in name)
+WITH_EXPERTS = ("mixtral", "qwen3-moe")
+
+
+def built(family: str, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    return copy.deepcopy(families.build(family)).to(dtype)
+
+
+def loaded(hf: PreTrainedModel) -> Model:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", PatchscopesWarning)
+        return ps.load(hf, tokenizer=families.tiny_tokenizer())
+
+
+def wrapped(hf: PreTrainedModel) -> Model:
+    """As `loaded`, without the self-check."""
+    return wrap_in_memory(hf, families.tiny_tokenizer())
+
+
+def look(model: Model, **options: Any) -> Results:
+    n = model.n_layers
+    given: dict[str, Any] = {
+        "prompt": PROMPT,
+        "source_layers": [1],
+        "target_layers": [0, n - 1],
+        "max_new_tokens": 4,
+        "controls": ("unpatched",),
+    }
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", PatchscopesWarning)
+        return ps.inspect(model, SOURCE, **(given | options))
+
+
+def said(results: Results) -> list[tuple[Any, ...]]:
+    return [(row.control, row.source_layer, row.target_layer, row.token_ids) for row in results]
+
+
+def as_generated(model: Model) -> list[tuple[Any, ...]]:
+    """What the oracle says of the same cells, with the model's own `generate`, hooks and all."""
+    n, hf = model.n_layers, model.hf
+    ids = tokenize(model, SOURCE).ids
+    target = tokenize(model, PROMPT.replace("{}", "x"))
+    position = next(i for i, token in enumerate(target.tokens) if token == " x")
+    found: list[tuple[Any, ...]] = []
+    for layer in (1,):
+        for other in (0, n - 1):
+            source = oracle.Source(ids, len(ids) - 1, layer)
+            place = oracle.Target(target.ids, (position,), other)
+            found.append((None, layer, other, oracle.hook_generate(hf, source, place, max_new_tokens=4)))
+    place = oracle.Target(target.ids, (), 1)
+    found.append(("unpatched", None, None, oracle.hook_generate(hf, None, place, max_new_tokens=4)))
+    return found
+
+
+
+
+# ------------------------------------------------------------------------------------------------- edits after the load
+
+
+def pairs() -> Iterator[tuple[str, str, str, torch.dtype]]:
+    """Every edit with every family; runners and dtypes in turn, so that each meets each."""
+    turns = cycle(
+        (runner, dtype) for dtype in (torch.float32, torch.float32, torch.bfloat16) for runner in ("engine", "reference")
+    )
+    for index, family in enumerate(families.FAMILIES):
+        for _ in range(index % 6):
+            next(turns)
+        for name in changes.EDITS:
+            yield (name, family, *next(turns))
+
+
+@pytest.mark.parametrize("family", families.FAMILIES)
+def test_an_edit_after_load_is_what_runs(family: str) -> None:
+    wrong = []
+    for name, of, runner, dtype in pairs():
+        if of != family:
+            continue
+        hf = built(family, dtype)
+        model = loaded(hf)
+        before = look(model, runner=runner)
+        changes.EDITS[name](hf)
+        after = look(model, runner=runner)
+        expected = look(loaded(copy.deepcopy(hf)), runner=runner)
+        identities = {row.cell for row in before} & {row.cell for row in after}
+        if said(after) != said(expected) or identities or said(after) == said(before):
+            wrong.append((name, runner, dtype, said(after) == said(before), len(identities)))
+    assert not wrong
+
+
+@pytest.mark.parametrize("name", changes.EDITS)
+def test_what_runs_after_an_edit_is_what_the_model_generates(name: str) -> None:
+    """The test above compares with a model that was loaded after the edit; this one with the oracle."""
+    hf = built("llama")
+    model = loaded(hf)
+    look(model)
+    changes.EDITS[name](hf)
+    assert said(look(model)) == as_generated(model)
+
+
+@pytest.mark.parametrize("family", WITH_EXPERTS)
+@pytest.mark.parametrize("runner", ["engine", "reference"])
+def test_experts_that_are_edited_run_as_they_are(family: str, runner: str) -> None:
+    hf = built(family)
+    model = loaded(hf)
+    before = look(model, runner=runner)
+    changes.experts(hf)
+    after = look(model, runner=runner)
+    assert said(after) == as_generated(model) != said(before)
+    assert not {row.cell for row in before} & {row.cell for row in after}
+
+
+# ---------------------------------------------------------------------------------------------------- hooks and forwards
+
+
+@pytest.mark.parametrize("family", families.FAMILIES)
+def test_hooks_give_what_the_models_own_generate_gives(family: str) -> None:
+    """Set before the load and after it, in turn, by both runners in turn."""
+    wrong = []
+    for turn, (name, change) in enumerate(changes.HOOKED.items(), start=families.FAMILIES.index(family)):
+        hf = built(family)
+        if turn % 2:
+            change(hf)
+            model = loaded(hf)
+        else:
+            model = loaded(hf)
+            look(model)
+            change(hf)
+        found = look(model, runner="reference" if turn % 3 == 2 else "engine")
+        if said(found) != as_generated(model):
+            wrong.append(name)
+    assert not wrong
+
+
+@pytest.mark.parametrize("name", changes.HOOKED)
+def test_only_hooks_that_do_not_bear_batches_run_one_row_at_a_time(name: str) -> None:
+    hf = built("llama")
+    model = loaded(hf)
+    changes.HOOKED[name](hf)
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        ps.inspect(model, SOURCE, prompt=PROMPT, source_layers=1, max_new_tokens=1, controls=())
+    told = [str(warning.message) for warning in seen if "each row runs by itself" in str(warning.message)]
+    assert bool(told) == (name not in SHARED), told
+
+
+def test_a_hook_that_goes_leaves_the_model_as_loaded() -> None:
+    hf = built("gemma3")
+    model = loaded(hf)
+    before = look(model)
+    handle = hf.get_submodule("model.layers.1").register_forward_hook(changes.third_column)
+    assert said(look(model)) != said(before)
+    handle.remove()
+    after = look(model)
+    assert said(after) == said(before)
+    assert [row.cell for row in after] == [row.cell for row in before]
+
+
+# -------------------------------------------------------------------------------------------------------------- adapters
+
+
+@pytest.mark.parametrize("family", families.FAMILIES)
+def test_adapters_run_as_they_are(family: str) -> None:
+    wrong = []
+    for runner, (name, change) in zip(cycle(("engine", "reference")), changes.ADAPTERS.items(), strict=False):
+        hf = built(family)
+        changes.adapted(hf)
+        model = loaded(hf)
+        before = look(model, runner=runner)
+        change(hf)
+        after = look(model, runner=runner)
+        same = said(after) == said(before)
+        if said(after) != as_generated(model) or same != (name == "merged"):
+            wrong.append(name)
+        if {row.cell for row in before} & {row.cell for row in after}:
+            wrong.append(f"{name}: identities")
+        if name == "merged":
+            changes.unmerged(hf)
+            if said(look(model)) != as_generated(model):
+                wrong.append("unmerged")
+    assert not wrong
+
+
