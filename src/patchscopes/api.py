@@ -41,6 +41,7 @@ def load(
     name_or_hf_model: str | PathLike[str] | PreTrainedModel,
     *,
     tokenizer: PreTrainedTokenizerBase | None = None,
+    adapter: str | PathLike[str] | None = None,
     revision: str | None = None,
     trust_remote_code: bool = False,
     dtype: str = "float32",
@@ -52,8 +53,9 @@ def load(
     Args:
         name_or_hf_model: a registry name ("smollm2-135m"; pulled at first use), a folder or .gguf file, a Hugging
             Face hub id, in this order; or a transformers model, which is taken as it is (fine-tuned, quantised,
-            sharded) with its dtype and device.
+            sharded, compiled, a PeftModel) with its dtype and device. An adapter's folder or hub id loads its base too.
         tokenizer: overrides the model's own; needed with a model in memory.
+        adapter: a folder or hub id that peft has saved, such as a LoRA, to load into the model that is named.
         revision: a branch, tag or commit of the hub.
         trust_remote_code: whether code that comes with a hub model may run. Never unless asked for.
         dtype: "float32", "bfloat16" or "float16". Results are exact in float32.
@@ -65,7 +67,9 @@ def load(
         SelfCheckError: the model does not obey docs/semantics.md.
     """
     if isinstance(name_or_hf_model, str | PathLike):
-        options = LoadOptions(revision, trust_remote_code, dtype, device)
+        options = LoadOptions(
+            revision, trust_remote_code, dtype, device, None if adapter is None else os.fspath(adapter)
+        )
         return load_by_name(
             os.fspath(name_or_hf_model),
             options,
@@ -74,13 +78,14 @@ def load(
             notify=notify,
             prove=lambda model: require(check_model(model, thorough=False)),
         )
-    if isinstance(name_or_hf_model, PreTrainedModel):
-        model = wrap_in_memory(name_or_hf_model, tokenizer)
-        require(check_model(model, thorough=False))
-        return model
-    raise OptionError(
-        f"load() was given a {type(name_or_hf_model).__name__}; it takes a name, a path or a transformers model."
-    )
+    if adapter is not None:
+        raise OptionError(
+            f"adapter={os.fspath(adapter)!r} goes with the name of a base; into a model in memory it goes by peft: "
+            "load(peft.PeftModel.from_pretrained(model, ADAPTER), tokenizer=tokenizer)."
+        )
+    model = wrap_in_memory(name_or_hf_model, tokenizer)
+    require(check_model(model, thorough=False))
+    return model
 
 
 class InspectOptions(TypedDict, total=False):

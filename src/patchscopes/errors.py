@@ -18,9 +18,10 @@ PatchscopesError                what the user can mend: exit code 2 on the comma
 │   ├── ModelFilesError         files missing, damaged or with a wrong hash
 │   ├── UnsupportedModelError   a kind of model that Patchscopes does not (yet) mean anything on
 │   ├── SelfCheckError          the model does not obey docs/semantics.md
+│   ├── ModelRunError           the model, or a library that runs it, raises while it runs
 │   └── DeviceError             a dtype or device that is not there
 ├── PullError                   a download that did not succeed
-├── OutOfMemoryError            not even one row fits in memory
+├── OutOfMemoryError            the model or a single row does not fit in memory
 ├── StoreError                  a run directory that cannot be written or read, or is none
 │   ├── RunInUseError           another process is writing to it
 │   └── RunChangedError         it holds a run of another specification or model
@@ -36,6 +37,7 @@ __all__ = [
     "MappingError",
     "ModelError",
     "ModelFilesError",
+    "ModelRunError",
     "OptionError",
     "OutOfMemoryError",
     "OutputError",
@@ -129,6 +131,10 @@ class SelfCheckError(ModelError):
     """The model does not obey the semantics (docs/semantics.md)."""
 
 
+class ModelRunError(ModelError):
+    """The model, or a library that runs it, raised an error while it ran; that error is the cause of this one."""
+
+
 class DeviceError(ModelError):
     """A dtype or device that is not available here."""
 
@@ -138,7 +144,7 @@ class PullError(PatchscopesError):
 
 
 class OutOfMemoryError(PatchscopesError):
-    """Memory ran out with a single row."""
+    """Memory ran out with a single row, or as the model was loaded."""
 
 
 class StoreError(PatchscopesError):
