@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from patchscopes.engine import Engine, default_memory_bytes
 from patchscopes.errors import OptionError, PatchscopesWarning
 from patchscopes.mappings import Mappings, Transfer
-from patchscopes.models import LoadOptions, Model, load_by_name, wrap_in_memory
+from patchscopes.models import LoadOptions, Model, check_tokenizer, load_by_name, wrap_in_memory
 from patchscopes.plan import Budget, Runner
 from patchscopes.prompts import find_prompt
 from patchscopes.reference import Reference
@@ -66,6 +66,7 @@ def load(
         UnknownModelError, ModelFilesError, UnsupportedModelError, DeviceError, PullError: see `patchscopes.errors`.
         SelfCheckError: the model does not obey docs/semantics.md.
     """
+    check_tokenizer(tokenizer)
     if isinstance(name_or_hf_model, str | PathLike):
         options = LoadOptions(
             revision, trust_remote_code, dtype, device, None if adapter is None else os.fspath(adapter)

@@ -3,10 +3,12 @@
 import hashlib
 import importlib.util
 import json
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import PreTrainedModel
 
 from patchscopes.errors import ModelFilesError, PatchscopesError, UnsupportedModelError
@@ -81,7 +83,9 @@ def apply_adapter(hf: PreTrainedModel, adapter: Adapter) -> PreTrainedModel:
 
     Raises ModelFilesError where the adapter does not fit, or has tensors that find no place or lacks some.
     """
-    with explained(lambda error: _unfit(adapter, hf, error)):
+    with explained(lambda error: _unfit(adapter, hf, error)), warnings.catch_warnings(), torch.random.fork_rng([]):
+        # What peft asks of transformers in an old way is not the user's to mend.
+        warnings.simplefilter("ignore", FutureWarning)
         import peft  # noqa: PLC0415 (an extra, and slow to import)
 
         config: Any = peft.PeftConfig.from_pretrained(str(adapter.folder))
@@ -101,6 +105,14 @@ def apply_adapter(hf: PreTrainedModel, adapter: Adapter) -> PreTrainedModel:
             )
     base: PreTrainedModel = wrapper.get_base_model()
     return base.eval().requires_grad_(requires_grad=False)  # type: ignore[no-any-return]
+
+
+def base_not_found(adapter: str, base: str, why: str) -> str:
+    """What to say of a base that an adapter's config names and that is not to be had."""
+    return (
+        f"{adapter} is an adapter for the base {base!r}, which is not to be had: {why} If the base is elsewhere, give "
+        f"it: load(BASE, adapter={adapter!r})."
+    )
 
 
 def joint_fingerprint(base: str, adapter: Adapter) -> str:

@@ -70,6 +70,12 @@ def _refuse_sizes(name: str, hf: PreTrainedModel) -> None:
             f"the config of {name} ({hf.config.model_type}) does not say {names(absent)}, which a decoder-only "
             "language model needs. Use a model whose config says it, or set it in config.json."
         )
+    head = hf.get_output_embeddings()
+    if type(head) is nn.Linear and head.weight.numel() and head.weight.shape[0] != config.vocab_size:
+        raise UnsupportedModelError(
+            f"the head of {name} has {head.weight.shape[0]:,} rows, and its config says vocab_size = "
+            f"{config.vocab_size:,}. Set vocab_size, or resize with hf.resize_token_embeddings({head.weight.shape[0]})."
+        )
 
 
 def _refuse_blocks(name: str, hf: PreTrainedModel, architecture: Architecture) -> None:

@@ -4,7 +4,7 @@ import hashlib
 import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from patchscopes.errors import (
     UnsupportedModelError,
 )
 from patchscopes.foreign import explained, reason_of
-from patchscopes.models.adapters import Adapter, joint_fingerprint, read_adapter
+from patchscopes.models.adapters import Adapter, base_not_found, joint_fingerprint, read_adapter
 from patchscopes.models.architectures import find_architecture, refuse_unsupported
 from patchscopes.models.checks import refuse_unsound
 from patchscopes.models.folders import hash_file, is_converted, manifest_of, verify_files
@@ -31,7 +31,7 @@ from patchscopes.models.pretrained import How, Where, from_pretrained
 from patchscopes.models.pull import pull
 from patchscopes.models.quiet import quiet_transformers
 from patchscopes.models.registry import REGISTRY
-from patchscopes.models.wrapped import check_tokenizer, unwrapped
+from patchscopes.models.wrapped import unwrapped
 from patchscopes.settings import Settings
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -67,8 +67,6 @@ def load_by_name(
     OutOfMemoryError.
     """
     dtype, device = read_dtype(options.dtype), read_device(options.device)
-    if tokenizer is not None:
-        check_tokenizer(name, tokenizer)
     where, adapter = _find(name, options, settings, notify)
     folder = where.folder
     # The hash of converted weights is checked at every load, while they are read: both wait for the disk.
@@ -100,7 +98,6 @@ def wrap_in_memory(given: object, tokenizer: PreTrainedTokenizerBase | None) -> 
         raise OptionError(
             f"the model in memory ({name}) came without a tokenizer; give it: load(model, tokenizer=tokenizer)."
         )
-    check_tokenizer(name, tokenizer)
     if hf.training:
         warnings.warn(
             f"{name} was in training mode, where dropout makes every run different; it is now in eval mode.",
@@ -145,7 +142,7 @@ def _find(
     if options.adapter is not None:
         if not _is_adapter(where) or _has_weights(where):
             adapter = _adapter_named(options.adapter, settings)
-            return Where(f"{name} + {options.adapter}", where.folder, where.place, where.asked), adapter
+            return replace(where, name=f"{name} + {options.adapter}"), adapter
         raise OptionError(
             f"{name} is an adapter itself, and another is given ({options.adapter}); give the base: "
             "load(BASE, adapter=ADAPTER)."
@@ -199,25 +196,20 @@ def _base_of(adapter: Adapter, settings: Settings, notify: Callable[[str], None]
     try:
         found = _where(adapter.base, adapter.base_revision, settings, notify)
     except ModelError as error:
-        raise type(error)(
-            f"{adapter.name} is an adapter for the base {adapter.base!r}, which is not found: {error} If the base is "
-            f"elsewhere, give it: load(BASE, adapter={adapter.name!r})."
-        ) from error
-    return Where(adapter.name, found.folder, found.place, adapter.base)
+        raise type(error)(base_not_found(adapter.name, adapter.base, str(error))) from error
+    return replace(found, name=adapter.name, base_of=adapter.name)
 
 
 # --------------------------------------------------------------------------------------------------- what it is
 
 
-def _fingerprint(where: Where, hf: PreTrainedModel, adapter: Adapter | None) -> Callable[[], str] | None:
-    """Return what makes the fingerprint: of files or a commit, and of an adapter's files; None: of the tensors."""
+def _fingerprint(where: Where, hf: PreTrainedModel, adapter: Adapter | None) -> Callable[[], str]:
+    """Return what makes the fingerprint: of files, a commit, else the tensors; and of the files of an adapter."""
     commit = _commit(hf)
     if where.folder is not None:
         weights = partial(_hash_of, where.folder)
-    elif commit:
-        weights = partial(str, f"commit:{commit}")
     else:
-        return None
+        weights = partial(str, f"commit:{commit}") if commit else partial(_hash_in_memory, hf)
     if adapter is None or adapter.folder == where.folder:
         return weights
     return lambda: joint_fingerprint(weights(), adapter)

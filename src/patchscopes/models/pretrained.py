@@ -19,7 +19,7 @@ from patchscopes.errors import (
     UnsupportedModelError,
 )
 from patchscopes.foreign import explained, is_memory, reason_of
-from patchscopes.models.adapters import Adapter, apply_adapter
+from patchscopes.models.adapters import Adapter, apply_adapter, base_not_found
 from patchscopes.models.architectures import find_architecture, refuse_unsupported
 from patchscopes.models.checks import first_of, names
 from patchscopes.models.hub import HubPlace, not_known
@@ -28,12 +28,16 @@ from patchscopes.models.leftovers import judge_leftovers, refuse_wrapped
 
 @dataclass(frozen=True, slots=True)
 class Where:
-    """The name asked for, the folder or place on the hub that it stands for, and the name by which that is found."""
+    """The name asked for, the folder or place on the hub that it stands for, and the name by which that is found.
+
+    `base_of` is the adapter that was asked for, where this is the base that it names.
+    """
 
     name: str
     folder: Path | None
     place: HubPlace
     asked: str
+    base_of: str | None = None
 
     @property
     def source(self) -> str:
@@ -141,7 +145,10 @@ def _explained(error: Exception, where: Where, part: str, quantiser: str | None)
     """What went wrong in transformers, said so that it can be mended."""
     name, reason = where.name, reason_of(error)
     if where.folder is None and isinstance(error, OSError):
-        return UnknownModelError(not_known(where.asked, reason))
+        unknown = not_known(where.asked, reason)
+        return UnknownModelError(
+            unknown if where.base_of is None else base_not_found(where.base_of, where.asked, unknown)
+        )
     if quantiser is not None:
         return UnsupportedModelError(
             f"{name} is quantised ({quantiser}), and its quantiser does not load it here: {reason} Install what it "

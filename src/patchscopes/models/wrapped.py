@@ -46,9 +46,9 @@ def refuse_kind(name: str, config: Any) -> None:
         )
 
 
-def check_tokenizer(name: str, tokenizer: object) -> None:
-    """Raise OptionError unless `tokenizer` is one of transformers."""
-    if isinstance(tokenizer, PreTrainedTokenizerBase):
+def check_tokenizer(tokenizer: object) -> None:
+    """Raise OptionError where what was given as `tokenizer` is none of transformers."""
+    if tokenizer is None or isinstance(tokenizer, PreTrainedTokenizerBase):
         return
     inner = getattr(tokenizer, "tokenizer", None)
     if isinstance(inner, PreTrainedTokenizerBase):
@@ -57,7 +57,7 @@ def check_tokenizer(name: str, tokenizer: object) -> None:
         remedy = "wrap it: tokenizer=PreTrainedTokenizerFast(tokenizer_object=tokenizer)"
     else:
         remedy = "give one of transformers: tokenizer=AutoTokenizer.from_pretrained(NAME)"
-    raise OptionError(f"the tokenizer given with {name} is a {type(tokenizer).__name__}, which is none; {remedy}.")
+    raise OptionError(f"the tokenizer given is a {type(tokenizer).__name__}, which is none; {remedy}.")
 
 
 def _inside(given: object) -> object | None:
