@@ -78,6 +78,7 @@ def from_pretrained(
             config=config,
             dtype=how.dtype,
             use_safetensors=True,
+            ignore_mismatched_sizes=True,  # `_judge` refuses them, by name
             output_loading_info=True,
             adapter_kwargs={"subfolder": "no-adapter"},
             **common,
@@ -99,8 +100,12 @@ def _judge(name: str, hf: PreTrainedModel, info: dict[str, Any]) -> None:
     """Raise where weights are missing, of another shape, or left over, by what transformers says of the load."""
     absent = sorted({str(key) for key in info["missing_keys"]})
     refuse_wrapped(name, absent, info["unexpected_keys"])
-    # With both shapes, (name, in the file, in the model).
-    absent += sorted(str(key[0] if isinstance(key, tuple) else key) for key in info["mismatched_keys"])
+    if info["mismatched_keys"]:
+        shapes = [f"{key} is {tuple(file)}, not {tuple(model)}" for key, file, model in sorted(info["mismatched_keys"])]
+        raise ModelFilesError(
+            f"{name} cannot be loaded as a language model: its weights have other shapes than its config says "
+            f"({names(shapes)}). Mend config.json, or get the model's files again."
+        )
     if absent:
         left = sorted(info["unexpected_keys"])
         instead = f" It has others, which find no place: {names(left)}." if left else ""
