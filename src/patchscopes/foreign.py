@@ -17,6 +17,7 @@ its traceback, is the cause of ours.
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from types import FrameType, TracebackType
 
 from patchscopes.errors import ModelRunError, OutOfMemoryError, PatchscopesError
@@ -42,15 +43,14 @@ LONGEST_REASON = 300
 
 def is_foreign(error: BaseException) -> bool:
     """Return whether `error` came out of a library that loads or runs models, not out of our own code."""
-    frames = [frame for frame in _frames(error.__traceback__) if not _serves(frame)]
-    last = max((index for index, frame in enumerate(frames) if _top(frame) == OURS), default=-1)
-    return last + 1 < len(frames) and _belongs(frames[last + 1])
+    entry = _trail(error).entry
+    return entry is not None and entry.f_code.co_name not in LOOK_UPS and _belongs(entry)
 
 
 def is_ours(error: BaseException) -> bool:
-    """Return whether our own code is the innermost of an error's traceback."""
-    frames = [frame for frame in _frames(error.__traceback__) if not _serves(frame)]
-    return bool(frames) and _top(frames[-1]) == OURS
+    """Return whether our own code is the innermost of an error's traceback, but for what it looked up or computed."""
+    trail = _trail(error)
+    return trail.ours and (trail.entry is None or trail.entry.f_code.co_name in LOOK_UPS)
 
 
 def is_memory(error: BaseException) -> bool:
@@ -106,6 +106,20 @@ def running(model: str) -> Iterator[None]:
         yield
 
 
+@dataclass(frozen=True, slots=True)
+class _Trail:
+    """Of an error: whether it passed through our code, and the frame that our innermost code had entered, if any."""
+
+    ours: bool
+    entry: FrameType | None
+
+
+def _trail(error: BaseException) -> _Trail:
+    frames = [frame for frame in _frames(error.__traceback__) if not _serves(frame)]
+    last = max((index for index, frame in enumerate(frames) if _top(frame) == OURS), default=-1)
+    return _Trail(last >= 0, frames[last + 1] if last + 1 < len(frames) else None)
+
+
 def _frames(traceback: TracebackType | None) -> Iterator[FrameType]:
     """Yield the frames of a traceback, the outermost first."""
     while traceback is not None:
@@ -124,7 +138,7 @@ def _top(frame: FrameType) -> str:
 
 def _serves(frame: FrameType) -> bool:
     """Return whether a frame only does what it was asked, so that the frame above it answers for an error."""
-    return _top(frame) in GENERAL or _module(frame) in ARITHMETIC or frame.f_code.co_name in LOOK_UPS
+    return _top(frame) in GENERAL or _module(frame) in ARITHMETIC
 
 
 def _belongs(frame: FrameType) -> bool:

@@ -44,7 +44,7 @@ LIKELY: Mapping[str, str] = MappingProxyType(
     {
         "self-write": "Two runs of one text differ: dropout, or noise, is on; switch it off.",
         "causal": "It sees later tokens, as encoders do, or runs its blocks in another order; it is not supported.",
-        "lens": "It computes its logits, or norms its last layer, in a way that is not known here.",
+        "lens": "It computes its logits, or norms its last layer, in a way that is not known; it is not supported.",
         "batch": "Texts beside a text, padding or its cache change it: activations quantised by the whole batch, or a "
         "state beside keys and values; load it unquantised.",
     }
@@ -115,8 +115,8 @@ def check_model(model: Model, *, thorough: bool = True) -> Report:
         if model.architecture.family in TABLE or not is_ours(error):
             raise
         raise SelfCheckError(
-            f"{model.id} is of a family that is not in the architecture table ({model.architecture.family}), and its "
-            f"modules are not such as are expected: {type(error).__name__}: {reason_of(error)} It is not supported; "
+            f"{model.id} is of a family that is not in the architecture table ({model.architecture.family}), and it "
+            f"does not run as the self-check needs it to: {type(error).__name__}: {reason_of(error)} It is not supported; "
             "see docs/semantics.md."
         ) from error
 

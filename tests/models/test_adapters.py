@@ -308,8 +308,8 @@ def test_the_command_line_and_specifications_take_it(
     texts = [json.loads(found.out)["cells"][0]["text"] for found in (by_option, alone, plain)]
     assert texts[0] == texts[1] != texts[2]
     spec = tmp_path / "spec.json"
-    spec.write_text(json.dumps({"model": str(base), "adapter": str(adapter), "sources": ["the cat"],
-                                "source_layers": 2, "prompt": "x {} ->", "max_new_tokens": 4, "controls": []}))  # fmt: skip
+    asked = {"model": str(base), "adapter": str(adapter), "sources": ["the cat"], "source_layers": 2}
+    spec.write_text(json.dumps({**asked, "prompt": "x {} ->", "max_new_tokens": 4, "controls": []}))
     assert run(["run", str(spec), "--out", str(tmp_path / "run")], capsys).code == 0
     assert [row.text for row in ps.open_run(tmp_path / "run")] == texts[:1]
     assert run(["models", "check", str(base), "--adapter", str(adapter)], capsys).code == 0

@@ -16,7 +16,12 @@ from patchscopes import errors
 from patchscopes.models.checks import first_of, names, refuse_weights
 
 TOKENIZER = families.tiny_tokenizer()
-BLOCKS = {"llama": "model.layers", "gpt2": "transformer.h", "opt": "model.decoder.layers", "gpt-neox": "gpt_neox.layers"}
+BLOCKS = {
+    "llama": "model.layers",
+    "gpt2": "transformer.h",
+    "opt": "model.decoder.layers",
+    "gpt-neox": "gpt_neox.layers",
+}
 
 
 def own(family: str = "llama") -> Any:

@@ -13,7 +13,7 @@ from patchscopes.models.places import folder_at, is_path
 from patchscopes.settings import Settings
 from tiny_gguf import SHAPES, Tiny, write_gguf
 
-POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a214614ab2935c943f9e0ff69d22eadbb8f32b1\nsize 269060552\n"
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a214614ab2935c943f9e0ff69d2\nsize 269060552\n"
 SPLIT: dict[str, Any] = {"split.no": 0, "split.count": 2}
 
 

@@ -1,4 +1,4 @@
-"""What is handed to `load` in memory: taken out of what torch.compile and peft put around it, else told what to give."""
+"""What is handed to `load` in memory: taken out of what torch.compile and peft put around it, or told what to give."""
 
 import copy
 import sys
@@ -80,7 +80,10 @@ def test_a_mixed_peft_model_is_taken() -> None:
         (lambda peft: peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3), "virtual tokens"),
         (lambda peft: peft.PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3), "virtual tokens"),
         (lambda peft: peft.LoraConfig(task_type="CAUSAL_LM", alora_invocation_tokens=[17]), "invocation tokens"),
-        (lambda peft: peft.AdaptionPromptConfig(task_type="CAUSAL_LM", adapter_layers=2, adapter_len=3), "before every"),
+        (
+            lambda peft: peft.AdaptionPromptConfig(task_type="CAUSAL_LM", adapter_layers=2, adapter_len=3),
+            "before every",
+        ),
     ],
     ids=["prompt", "prefix", "alora", "adaption-prompt"],
 )

@@ -5,4 +5,13 @@ from patchscopes.models.loading import LoadOptions, load_by_name, wrap_in_memory
 from patchscopes.models.model import Columns, Inputs, Model
 from patchscopes.models.wrapped import check_tokenizer
 
-__all__ = ["Columns", "Inputs", "LoadOptions", "Model", "check_tokenizer", "load_by_name", "matrix_of", "wrap_in_memory"]
+__all__ = [
+    "Columns",
+    "Inputs",
+    "LoadOptions",
+    "Model",
+    "check_tokenizer",
+    "load_by_name",
+    "matrix_of",
+    "wrap_in_memory",
+]

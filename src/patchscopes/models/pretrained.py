@@ -85,6 +85,12 @@ def from_pretrained(
         )
     hf, info = loaded
     refuse_unsupported(hf.config, hf)
+    quantiser = _quantiser(config)
+    if quantiser is not None and getattr(hf, "hf_quantizer", None) is None:
+        raise UnsupportedModelError(
+            f"{where.name} is quantised ({quantiser}), in a way that transformers {transformers.__version__} does not "
+            "know: it would read the numbers in the file as they stand. Use the model as it was before."
+        )
     _judge(where.name, hf, info)
     if how.adapter is not None:
         hf = apply_adapter(hf, how.adapter)
