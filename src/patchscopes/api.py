@@ -41,11 +41,11 @@ def load(
     name_or_hf_model: str | PathLike[str] | PreTrainedModel,
     *,
     tokenizer: PreTrainedTokenizerBase | None = None,
-    adapter: str | PathLike[str] | None = None,
     revision: str | None = None,
     trust_remote_code: bool = False,
     dtype: str = "float32",
     device: str = "auto",
+    adapter: str | PathLike[str] | None = None,
     notify: Callable[[str], None] = lambda _: None,
 ) -> Model:
     """Load a model, or take one that is in memory, and check that it obeys the semantics.
@@ -55,16 +55,17 @@ def load(
             Face hub id, in this order; or a transformers model, which is taken as it is (fine-tuned, quantised,
             sharded, compiled, a PeftModel) with its dtype and device. An adapter's folder or hub id loads its base too.
         tokenizer: overrides the model's own; needed with a model in memory.
-        adapter: a folder or hub id that peft has saved, such as a LoRA, to load into the model that is named.
         revision: a branch, tag or commit of the hub.
         trust_remote_code: whether code that comes with a hub model may run. Never unless asked for.
         dtype: "float32", "bfloat16" or "float16". Results are exact in float32.
         device: "auto" (a CUDA GPU where there is one, else the CPU), "cpu", "cuda:1", "mps".
+        adapter: a folder or hub id that peft has saved, such as a LoRA, to load into the model that is named.
         notify: is told, in words, of slow steps such as a download.
 
     Raises:
         UnknownModelError, ModelFilesError, UnsupportedModelError, DeviceError, PullError: see `patchscopes.errors`.
         SelfCheckError: the model does not obey docs/semantics.md.
+        OutOfMemoryError: it does not fit in memory.
     """
     check_tokenizer(tokenizer)
     if isinstance(name_or_hf_model, str | PathLike):

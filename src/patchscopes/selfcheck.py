@@ -116,8 +116,8 @@ def check_model(model: Model, *, thorough: bool = True) -> Report:
             raise
         raise SelfCheckError(
             f"{model.id} is of a family that is not in the architecture table ({model.architecture.family}), and it "
-            f"does not run as the self-check needs it to: {type(error).__name__}: {reason_of(error)} It is not supported; "
-            "see docs/semantics.md."
+            f"does not run as the self-check needs it to: {type(error).__name__}: {reason_of(error)} It is not "
+            "supported; see docs/semantics.md."
         ) from error
 
 

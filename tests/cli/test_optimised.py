@@ -1,4 +1,4 @@
-"""`python -OO`: without assertions and docstrings the commands do the same, though transformers is made of docstrings."""
+"""`python -OO`: without assertions and docstrings the commands do the same, though transformers needs docstrings."""
 
 import json
 import os

@@ -13,6 +13,7 @@ from huggingface_hub.errors import (
 )
 
 from patchscopes.errors import UnknownModelError
+from patchscopes.foreign import explained, reason_of
 from patchscopes.models.registry import REGISTRY
 
 TIMEOUT_S = 10
@@ -61,11 +62,12 @@ def locate(name: str, revision: str | None) -> HubPlace:
 
 def fetch_adapter(name: str, place: HubPlace) -> Path:
     """Return the folder of an adapter's files in the hub's cache, fetched first where the hub answers."""
-    return Path(
-        snapshot_download(
-            name, revision=place.revision, allow_patterns=list(OF_ADAPTERS), local_files_only=place.local_only
+    with explained(lambda error: UnknownModelError(not_known(name, reason_of(error)))):
+        return Path(
+            snapshot_download(
+                name, revision=place.revision, allow_patterns=list(OF_ADAPTERS), local_files_only=place.local_only
+            )
         )
-    )
 
 
 def not_known(name: str, why: str) -> str:

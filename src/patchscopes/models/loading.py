@@ -78,7 +78,8 @@ def load_by_name(
             weights, revision = _fingerprint(where, hf, adapter), _commit(hf) if folder is None else None
             with explained(partial(_not_moved, where.name, device)):
                 hf.to(device)  # type: ignore[arg-type]
-            model = _wrap(hf, tokenizer, id=where.name, revision=revision, weights=weights)
+            with explained(partial(_unreadable, where.name, hf)):
+                model = _wrap(hf, tokenizer, id=where.name, revision=revision, weights=weights)
             prove(model)
         finally:
             if checked is not None:
@@ -92,8 +93,9 @@ def wrap_in_memory(given: object, tokenizer: PreTrainedTokenizerBase | None) -> 
     Raises OptionError where `given` is no model of transformers, or the tokenizer is missing.
     """
     hf = unwrapped(given)
-    refuse_unsupported(hf.config, hf)
     name = str(getattr(hf.config, "_name_or_path", "") or hf.config.model_type)
+    with explained(partial(_unreadable, name, hf)):
+        refuse_unsupported(hf.config, hf)
     if tokenizer is None:
         raise OptionError(
             f"the model in memory ({name}) came without a tokenizer; give it: load(model, tokenizer=tokenizer)."
@@ -105,7 +107,8 @@ def wrap_in_memory(given: object, tokenizer: PreTrainedTokenizerBase | None) -> 
             stacklevel=3,
         )
         hf.eval()
-    return _wrap(hf, tokenizer, id=name, revision=None, weights=None)
+    with explained(partial(_unreadable, name, hf)):
+        return _wrap(hf, tokenizer, id=name, revision=None, weights=None)
 
 
 def _wrap(
@@ -116,10 +119,11 @@ def _wrap(
     revision: str | None,
     weights: Callable[[], str] | None,
 ) -> Model:
-    with explained(partial(_no_language_model, id, hf)):
-        has_head = hf.get_output_embeddings() is not None and hf.get_input_embeddings() is not None
-    if not has_head or getattr(hf, "generation_config", None) is None:
-        raise _no_language_model(id, hf)
+    if hf.get_output_embeddings() is None or getattr(hf, "generation_config", None) is None:
+        raise UnsupportedModelError(
+            f"{id} is a {type(hf).__name__}, which has no language-model head to generate with; load the causal "
+            "language model (AutoModelForCausalLM)."
+        )
     if not getattr(tokenizer, "is_fast", False):
         raise UnsupportedModelError(
             f"the tokenizer of {id} is {type(tokenizer).__name__}, which gives no character offsets; phrases and "
@@ -269,9 +273,8 @@ def _not_moved(name: str, device: torch.device, error: Exception) -> Patchscopes
     )
 
 
-def _no_language_model(name: str, hf: PreTrainedModel, error: Exception | None = None) -> PatchscopesError:
-    why = "" if error is None else f" ({type(error).__name__}: {reason_of(error)})"
+def _unreadable(name: str, hf: PreTrainedModel, error: Exception) -> PatchscopesError:
     return UnsupportedModelError(
-        f"{name} is a {type(hf).__name__}, which has no language-model head to generate with{why}; load the causal "
-        "language model (AutoModelForCausalLM)."
+        f"{name} is a {type(hf).__name__}, which does not tell its parts as a causal language model does: "
+        f"{type(error).__name__}: {reason_of(error)} Use one that AutoModelForCausalLM loads."
     )
