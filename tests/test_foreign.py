@@ -241,6 +241,15 @@ def test_a_family_outside_the_table_whose_parts_are_others_is_told(monkeypatch: 
         ps.load(hf, tokenizer=TOKENIZER)
 
 
+def test_attention_that_ours_does_not_know_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise NotImplementedError("attention with sinks cannot share a prefix")
+
+    monkeypatch.setattr(patchscopes.selfcheck._Check, "_rows", refuse)
+    with pytest.raises(errors.SelfCheckError, match="way that is not supported: attention with sinks"):
+        ps.load(own(), tokenizer=TOKENIZER)
+
+
 def test_logits_that_are_not_finite_are_told_so() -> None:
     hf = own()
     hf.model.layers[1].mlp.register_forward_hook(lambda _, __, output: output * float("inf"))

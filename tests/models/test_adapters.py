@@ -4,6 +4,7 @@ import copy
 import importlib.util
 import json
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -166,6 +167,22 @@ def test_without_peft_it_is_told_what_to_install(base: Path, adapter: Path, tmp_
             load(*given)
         assert str(given[-1]) in str(caught.value)
         assert str(base) in str(caught.value)
+
+
+def test_a_peft_that_cannot_be_imported_is_told_as_missing(adapter: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import peft
+
+    monkeypatch.setattr(importlib.util, "find_spec", lambda *_: peft.__spec__)
+    monkeypatch.setitem(sys.modules, "peft", None)
+    with pytest.raises(errors.UnsupportedModelError, match=r"pip install 'patchscopes\[peft\]'"):
+        load(adapter)
+
+
+def test_weights_of_an_adapter_without_its_config(base: Path, adapter: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(base, tmp_path / "both"))
+    shutil.copy(adapter / WEIGHTS, folder)
+    with pytest.raises(errors.ModelFilesError, match=r"adapter_model.safetensors\) and no adapter_config.json"):
+        load(folder)
 
 
 def test_a_base_that_is_not_to_be_had_is_named(adapter: Path, monkeypatch: pytest.MonkeyPatch) -> None:

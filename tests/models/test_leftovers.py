@@ -187,3 +187,19 @@ def test_a_whole_file_is_loaded_without_a_word(saved: Callable[[str], Path]) -> 
             wanted = copy.deepcopy(families.build(family)).state_dict()
             found = load(saved(family)).hf.state_dict()
             assert all(torch.equal(found[key], value) for key, value in wanted.items())
+
+
+def test_shards_that_are_not_read_are_warned_of(saved: Callable[[str], Path], tmp_path: Path) -> None:
+    families.build("llama").save_pretrained(tmp_path, max_shard_size=40_000)
+    families.tiny_tokenizer().save_pretrained(tmp_path)
+    shards = sorted(path.name for path in tmp_path.glob("model-*.safetensors"))
+    assert len(shards) > 2
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        load(tmp_path)
+    shutil.copy(tmp_path / shards[0], tmp_path / "model-00009-of-00009.safetensors")
+    with pytest.warns(errors.PatchscopesWarning, match=r"are not read.*: model-00009-of-00009.safetensors"):
+        load(tmp_path)
+    shutil.copy(saved("llama") / WEIGHTS, tmp_path)
+    with pytest.warns(errors.PatchscopesWarning, match=rf"are not read.*: {len(shards) + 1} in all: {shards[0]}"):
+        load(tmp_path)

@@ -62,11 +62,7 @@ def read_adapter(name: str, folder: Path) -> Adapter:
         raise ModelFilesError(f"{path} of the adapter {name} is no JSON object. Get the adapter again.")
     base = config.get("base_model_name_or_path") or None
     if importlib.util.find_spec("peft") is None:
-        raise UnsupportedModelError(
-            f"{name} is an adapter (for the base {base or 'that its config does not name'}), and adapters are loaded "
-            "by peft, which is not installed: pip install 'patchscopes[peft]'. Or merge it into its base with peft "
-            "(merge_and_unload), save that, and load the merged model."
-        )
+        raise _not_installed(name, base)
     if not (folder / WEIGHTS).is_file():
         pickled = (
             " (pickled weights are refused: adapter_model.bin)" if (folder / "adapter_model.bin").is_file() else ""
@@ -86,7 +82,10 @@ def apply_adapter(hf: PreTrainedModel, adapter: Adapter) -> PreTrainedModel:
     with explained(lambda error: _unfit(adapter, hf, error)), warnings.catch_warnings(), torch.random.fork_rng([]):
         # What peft asks of transformers in an old way is not the user's to mend.
         warnings.simplefilter("ignore", FutureWarning)
-        import peft  # noqa: PLC0415 (an extra, and slow to import)
+        try:
+            import peft  # noqa: PLC0415 (an extra, and slow to import)
+        except ImportError as error:
+            raise _not_installed(adapter.name, adapter.base, f" ({reason_of(error)})") from error
 
         config: Any = peft.PeftConfig.from_pretrained(str(adapter.folder))
         refuse_kind(adapter.name, config)
@@ -118,6 +117,14 @@ def base_not_found(adapter: str, base: str, why: str) -> str:
 def joint_fingerprint(base: str, adapter: Adapter) -> str:
     """Return the fingerprint of a base and an adapter in it."""
     return f"sha256:{hashlib.sha256(f'{base}|{adapter.fingerprint}'.encode()).hexdigest()}"
+
+
+def _not_installed(name: str, base: str | None, why: str = "") -> UnsupportedModelError:
+    return UnsupportedModelError(
+        f"{name} is an adapter (for the base {base or 'that its config does not name'}), and adapters are loaded by "
+        f"peft, which is not installed{why}: pip install 'patchscopes[peft]'. Or merge it into its base with peft "
+        "(merge_and_unload), save that, and load the merged model."
+    )
 
 
 def _called(hf: PreTrainedModel) -> str:

@@ -3,9 +3,11 @@
 Transformers leaves such tensors out with a line in its log. What it lists as ignorable for a class is ignorable here.
 """
 
+import json
 import re
 import warnings
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from types import MappingProxyType
 
 from transformers import PreTrainedModel
@@ -57,6 +59,21 @@ def refuse_wrapped(name: str, absent: Iterable[str], unexpected: Iterable[str]) 
                 f"the weights of {name} are named as {wrapper} wraps a model: {part!r} stands in {names(named)}. "
                 f"Take {part!r} out of the names in the file, or {remedy}."
             )
+
+
+def warn_of_shards(name: str, folder: Path) -> None:
+    """Warn of shards in a folder that transformers does not read: it takes one file, else those that an index names."""
+    index = folder / "model.safetensors.index.json"
+    shards = {path.name for path in folder.glob("model-*-of-*.safetensors")}
+    if shards and not (folder / "model.safetensors").is_file() and index.is_file():
+        shards -= set(json.loads(index.read_text(encoding="utf-8")).get("weight_map", {}).values())
+    if shards:
+        warnings.warn(
+            f"the folder of {name} holds shards of weights that are not read, beside those that are: "
+            f"{names(sorted(shards))}. Take them away, or mend {index.name}.",
+            PatchscopesWarning,
+            stacklevel=2,
+        )
 
 
 def judge_leftovers(name: str, hf: PreTrainedModel, architecture: Architecture, unexpected: Iterable[str]) -> None:

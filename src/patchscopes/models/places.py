@@ -51,6 +51,12 @@ def folder_at(path: Path, settings: Settings) -> Path:
     if not any((path / name).is_file() for name in (CONFIG, ADAPTER_CONFIG)):
         return _without_config(path, settings)
     refuse_pointers(path, [entry for entry in path.iterdir() if entry.is_file()])
+    adapter = sorted(path.glob("adapter_model.*"))
+    if adapter and not (path / ADAPTER_CONFIG).is_file():
+        raise ModelFilesError(
+            f"{path} holds an adapter's weights ({_listed(adapter)}) and no {ADAPTER_CONFIG}, which says how they go into "
+            "the model. Put that file beside them, or take them away to load without."
+        )
     return path
 
 

@@ -23,7 +23,7 @@ from patchscopes.models.adapters import Adapter, apply_adapter, base_not_found
 from patchscopes.models.architectures import find_architecture, refuse_unsupported
 from patchscopes.models.checks import first_of, names
 from patchscopes.models.hub import HubPlace, not_known
-from patchscopes.models.leftovers import judge_leftovers, refuse_wrapped
+from patchscopes.models.leftovers import judge_leftovers, refuse_wrapped, warn_of_shards
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +92,8 @@ def from_pretrained(
             "know: it would read the numbers in the file as they stand. Use the model as it was before."
         )
     _judge(where.name, hf, info)
+    if where.folder is not None:
+        warn_of_shards(where.name, where.folder)
     if how.adapter is not None:
         hf = apply_adapter(hf, how.adapter)
     if tokenizer is None:
