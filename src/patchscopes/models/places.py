@@ -54,8 +54,8 @@ def folder_at(path: Path, settings: Settings) -> Path:
     adapter = sorted(path.glob("adapter_model.*"))
     if adapter and not (path / ADAPTER_CONFIG).is_file():
         raise ModelFilesError(
-            f"{path} holds an adapter's weights ({_listed(adapter)}) and no {ADAPTER_CONFIG}, which says how they go into "
-            "the model. Put that file beside them, or take them away to load without."
+            f"{path} holds an adapter's weights ({_listed(adapter)}) and no {ADAPTER_CONFIG}, which says how they go "
+            "into the model. Put that file beside them, or take them away to load without."
         )
     return path
 
