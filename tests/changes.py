@@ -329,8 +329,6 @@ HOOKED: dict[str, Change] = {
     "third column of block 1": registered(first_block, third_column),
 }
 
-ADAPTERS: dict[str, Change] = {
-    function.__name__: function for function in (merged, switched_off, rescaled)
-}
+ADAPTERS: dict[str, Change] = {function.__name__: function for function in (merged, switched_off, rescaled)}
 
 __all__ = ["ADAPTERS", "EDITS", "HOOKED", "adapted", "blocks", "experts", "partial", "unmerged"]

@@ -79,15 +79,15 @@ def as_generated(model: Model) -> list[tuple[Any, ...]]:
     return found
 
 
-
-
 # ------------------------------------------------------------------------------------------------- edits after the load
 
 
 def pairs() -> Iterator[tuple[str, str, str, torch.dtype]]:
     """Every edit with every family; runners and dtypes in turn, so that each meets each."""
     turns = cycle(
-        (runner, dtype) for dtype in (torch.float32, torch.float32, torch.bfloat16) for runner in ("engine", "reference")
+        (runner, dtype)
+        for dtype in (torch.float32, torch.float32, torch.bfloat16)
+        for runner in ("engine", "reference")
     )
     for index, family in enumerate(families.FAMILIES):
         for _ in range(index % 6):
@@ -205,5 +205,3 @@ def test_adapters_run_as_they_are(family: str) -> None:
             if said(look(model)) != as_generated(model):
                 wrong.append("unmerged")
     assert not wrong
-
-

@@ -328,7 +328,6 @@ def test_flags_of_the_config_do_not_show(flag: str) -> None:
     assert getattr(hf.config, flag) == flag.startswith("output")
 
 
-
 def its_forward(hf: PreTrainedModel) -> Any:
     hf.forward = torch.compile(hf.forward, backend="eager")
     return hf

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from patchscopes.engine import default_memory_bytes
 from patchscopes.errors import OptionError, PatchscopesWarning
 from patchscopes.mappings import Mappings, Transfer
-from patchscopes.models import LoadOptions, Model, load_by_name, wrap_in_memory
+from patchscopes.models import LoadOptions, Model, check_tokenizer, load_by_name, wrap_in_memory
 from patchscopes.plan import Budget, Runner
 from patchscopes.prompts import find_prompt
 from patchscopes.reference import Reference
@@ -32,7 +32,9 @@ from patchscopes.trust import TrustedEngine
 
 DEFAULT_CONTROLS = ("unpatched", "random-state")
 BOS_CHOICES = ("auto", "always", "never")
-RUNNERS: Mapping[str, Callable[[Transfer], Runner]] = MappingProxyType({"engine": TrustedEngine, "reference": Reference})
+RUNNERS: Mapping[str, Callable[[Transfer], Runner]] = MappingProxyType(
+    {"engine": TrustedEngine, "reference": Reference}
+)
 
 Sources = str | Source | Sequence[str | Source]
 Prompts = str | InspectionPrompt | Sequence[str | InspectionPrompt]
@@ -46,6 +48,7 @@ def load(
     trust_remote_code: bool = False,
     dtype: str = "float32",
     device: str = "auto",
+    adapter: str | PathLike[str] | None = None,
     variant: str | None = None,
     notify: Callable[[str], None] = lambda _: None,
 ) -> Model:
@@ -54,12 +57,13 @@ def load(
     Args:
         name_or_hf_model: a registry name ("smollm2-135m"; pulled at first use), a folder or .gguf file, a Hugging
             Face hub id, in this order; or a transformers model, which is taken as it is (fine-tuned, quantised,
-            sharded) with its dtype and device.
+            sharded, compiled, a PeftModel) with its dtype and device. An adapter's folder or hub id loads its base too.
         tokenizer: overrides the model's own; needed with a model in memory.
         revision: a branch, tag or commit of the hub.
         trust_remote_code: whether code that comes with a hub model may run. Never unless asked for.
         dtype: "float32", "bfloat16" or "float16". Results are exact in float32.
         device: "auto" (a CUDA GPU where there is one, else the CPU), "cpu", "cuda:1", "mps".
+        adapter: a folder or hub id that peft has saved, such as a LoRA, to load into the model that is named.
         variant: a name for what is attached to the model (hooks, forwards, modules of your own), part of the identity
             of its cells; needed for a run directory where that holds something that cannot be hashed.
         notify: is told, in words, of slow steps such as a download.
@@ -67,9 +71,13 @@ def load(
     Raises:
         UnknownModelError, ModelFilesError, UnsupportedModelError, DeviceError, PullError: see `patchscopes.errors`.
         SelfCheckError: the model does not obey docs/semantics.md.
+        OutOfMemoryError: it does not fit in memory.
     """
+    check_tokenizer(tokenizer)
     if isinstance(name_or_hf_model, str | PathLike):
-        options = LoadOptions(revision, trust_remote_code, dtype, device)
+        options = LoadOptions(
+            revision, trust_remote_code, dtype, device, None if adapter is None else os.fspath(adapter)
+        )
         model = load_by_name(
             os.fspath(name_or_hf_model),
             options,
@@ -79,13 +87,14 @@ def load(
             prove=lambda model: require(check_model(model, thorough=False)),
         )
         return model.called(variant)
-    if isinstance(name_or_hf_model, PreTrainedModel):
-        model = wrap_in_memory(name_or_hf_model, tokenizer)
-        require(check_model(model, thorough=False))
-        return model.called(variant)
-    raise OptionError(
-        f"load() was given a {type(name_or_hf_model).__name__}; it takes a name, a path or a transformers model."
-    )
+    if adapter is not None:
+        raise OptionError(
+            f"adapter={os.fspath(adapter)!r} goes with the name of a base; into a model in memory it goes by peft: "
+            "load(peft.PeftModel.from_pretrained(model, ADAPTER), tokenizer=tokenizer)."
+        )
+    model = wrap_in_memory(name_or_hf_model, tokenizer)
+    require(check_model(model, thorough=False))
+    return model.called(variant)
 
 
 class InspectOptions(TypedDict, total=False):

@@ -19,9 +19,10 @@ PatchscopesError                what the user can mend: exit code 2 on the comma
 │   ├── UnsupportedModelError   a kind of model that Patchscopes does not (yet) mean anything on
 │   ├── SelfCheckError          the model does not obey docs/semantics.md
 │   ├── ModelChangedError       the model in memory was changed while it ran
+│   ├── ModelRunError           the model, or a library that runs it, raises while it runs
 │   └── DeviceError             a dtype or device that is not there
 ├── PullError                   a download that did not succeed
-├── OutOfMemoryError            not even one row fits in memory
+├── OutOfMemoryError            the model or a single row does not fit in memory
 ├── StoreError                  a run directory that cannot be written or read, or is none
 │   ├── RunInUseError           another process is writing to it
 │   └── RunChangedError         it holds a run of another specification or model
@@ -38,6 +39,7 @@ __all__ = [
     "ModelChangedError",
     "ModelError",
     "ModelFilesError",
+    "ModelRunError",
     "OptionError",
     "OutOfMemoryError",
     "OutputError",
@@ -135,6 +137,10 @@ class ModelChangedError(ModelError):
     """The model in memory was changed while it ran, so that rows would be of two models (rule 0)."""
 
 
+class ModelRunError(ModelError):
+    """The model, or a library that runs it, raised an error while it ran; that error is the cause of this one."""
+
+
 class DeviceError(ModelError):
     """A dtype or device that is not available here."""
 
@@ -144,7 +150,7 @@ class PullError(PatchscopesError):
 
 
 class OutOfMemoryError(PatchscopesError):
-    """Memory ran out with a single row."""
+    """Memory ran out with a single row, or as the model was loaded."""
 
 
 class StoreError(PatchscopesError):

@@ -81,7 +81,9 @@ class Rows:
         self._shared = list(shared)
         self._buffers: list[tuple[Tensor, Tensor] | None] = [None] * model.n_layers
         self._lengths = torch.zeros(n_rows, dtype=torch.long, device="cpu")
-        self._next = torch.zeros(n_rows, dtype=torch.long, device="cpu")  # the position that the next token of a row has
+        self._next = torch.zeros(
+            n_rows, dtype=torch.long, device="cpu"
+        )  # the position that the next token of a row has
         self._start = self._count = 0
         self._sharing = sharing(model)
         self.cache = Cache(layers=[_RowsLayer(self, index) for index in range(model.n_layers)])
@@ -146,7 +148,9 @@ class Rows:
         mask = None
         if self._sharing == "copied":  # the model's own attention must be told what is padding
             mask = torch.ones(len(ids), self.seen + columns, dtype=torch.long, device=device)
-            mask[:, : self.seen] = (torch.arange(self.seen, dtype=torch.long, device="cpu") >= self.seen - lengths).to(device)
+            mask[:, : self.seen] = (torch.arange(self.seen, dtype=torch.long, device="cpu") >= self.seen - lengths).to(
+                device
+            )
         running = slice(self._start, self._start + self._count)
         if positions is None:
             positions = self._next[running, None] + torch.arange(columns, dtype=torch.long, device="cpu")
@@ -203,7 +207,9 @@ class Rows:
         at = lengths[:, None] + torch.arange(columns, dtype=torch.long, device=keys.device)
         own.keys[lines, :, at], own.values[lines, :, at] = keys.transpose(1, 2), values.transpose(1, 2)
         # All rows end where the new tokens begin: columns then differ as positions do, and windows hold (as in Layout).
-        ended = (torch.arange(self.seen, dtype=torch.long, device=keys.device) - (self.seen - lengths[:, None])).clamp(min=0)
+        ended = (torch.arange(self.seen, dtype=torch.long, device=keys.device) - (self.seen - lengths[:, None])).clamp(
+            min=0
+        )
         before = (part[lines, :, ended].transpose(1, 2) for part in (own.keys, own.values))
         seen_keys, seen_values = (torch.cat(pair, 2) for pair in zip(before, (keys, values), strict=True))
         return seen_keys, seen_values

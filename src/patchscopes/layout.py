@@ -32,7 +32,9 @@ class Layout:
 
     def ids(self, device: torch.device) -> Int[Tensor, "row column"]:
         """Token ids; padding is id 0, which no mask lets anyone see."""
-        return torch.tensor([(0,) * (self.width - len(ids)) + ids for ids in self.rows], dtype=torch.long, device=device)
+        return torch.tensor(
+            [(0,) * (self.width - len(ids)) + ids for ids in self.rows], dtype=torch.long, device=device
+        )
 
     def mask(self, device: torch.device) -> Int[Tensor, "row column"]:
         """1 for a token, 0 for padding and for what is masked."""

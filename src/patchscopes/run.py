@@ -13,6 +13,7 @@ from pathlib import Path
 
 from patchscopes.engine import shape_of
 from patchscopes.errors import ModelChangedError, OptionError, RunChangedError
+from patchscopes.foreign import running
 from patchscopes.guard import Guard
 from patchscopes.mappings import Transfer
 from patchscopes.models import Model
@@ -183,10 +184,11 @@ class Inspection:
             yield index, self.row(index)
         if not work.plan.cells:
             return
-        results = self.make_runner(self.transfer).run(work.plan)
-        for result, baseline in with_baselines(results, work.baselines):
-            for index in work.askers[result.index]:
-                yield index, self.row(index, result, baseline=baseline)
+        with running(self.target.id):
+            results = self.make_runner(self.transfer).run(work.plan)
+            for result, baseline in with_baselines(results, work.baselines):
+                for index in work.askers[result.index]:
+                    yield index, self.row(index, result, baseline=baseline)
 
     @contextmanager
     def session(self) -> Iterator["Session"]:
@@ -331,4 +333,5 @@ class Session:
 def run_cells(model: Model, runner: Runner, cells: Sequence[Cell], budget: Budget) -> list[Result]:
     """Run `cells`, which must be distinct, and return their results in the same order."""
     plan = compile_plan(cells, shape_of(model), budget)
-    return sorted(runner.run(plan), key=lambda result: result.index)
+    with running(model.id):
+        return sorted(runner.run(plan), key=lambda result: result.index)

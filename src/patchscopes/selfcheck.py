@@ -12,13 +12,15 @@
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from patchscopes.compute import compute_of
-from patchscopes.errors import SelfCheckError
+from patchscopes.errors import ModelRunError, SelfCheckError
+from patchscopes.foreign import is_ours, reason_of, running
 from patchscopes.forward import Span, forward
 from patchscopes.hooks import Entry, LayerWrite, Places, capture, patch
 from patchscopes.kv import Rows, copy_prefixes, recorded, recording_cache, sharing
@@ -37,6 +39,17 @@ LENGTH = 9
 POSITION = 4
 # Logits may differ by rounding: relative to their spread, per dtype.
 TOLERANCES = {"float32": 1e-3, "float16": 3e-2, "bfloat16": 1.5e-1}
+
+# What a claim that fails usually comes from.
+LIKELY: Mapping[str, str] = MappingProxyType(
+    {
+        "self-write": "Two runs of one text differ: dropout, or noise, is on; switch it off.",
+        "causal": "It sees later tokens, as encoders do, or runs its blocks in another order; it is not supported.",
+        "lens": "It computes its logits, or norms its last layer, in a way that is not known; it is not supported.",
+        "batch": "Texts beside a text, padding or its cache change it: activations quantised by the whole batch, or a "
+        "state beside keys and values; load it unquantised.",
+    }
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,25 +85,40 @@ def require(report: Report) -> None:
         )
         raise SelfCheckError(
             f"{report.model} does not obey the semantics, so what its states say could not be trusted:\n{lines}\n"
-            "A model that sees later tokens (an encoder), or computes its logits in a way that is not known here, is "
-            "not supported; see docs/semantics.md."
+            f"{' '.join(_likely(failed))} See docs/semantics.md."
         )
+
+
+def _likely(failed: Sequence[Finding]) -> Iterator[str]:
+    """Yield what such failures usually come from, and what to do."""
+    if any(math.isinf(finding.deviation) for finding in failed):
+        yield 'Its logits are not finite: its numbers may not fit the dtype; load it with dtype="float32".'
+        return
+    for finding in failed:
+        if finding.claim in LIKELY:
+            yield LIKELY[finding.claim]
 
 
 def check_model(model: Model, *, thorough: bool = True) -> Report:
     """Prove the five claims on `model`. Costs 7 forward passes of 9 tokens and up to 17 rows; one more per 8 layers.
 
-    Raises SelfCheckError where a model outside the architecture table does not even run.
+    Raises SelfCheckError where the model does not run as it is run here, OutOfMemoryError where memory runs out.
     """
     try:
-        return Report(model.id, tuple(_Check(model, thorough=thorough).findings()))
-    except (AssertionError, AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
-        if model.architecture.family in TABLE:
+        with running(model.id):
+            return Report(model.id, tuple(_Check(model, thorough=thorough).findings()))
+    except ModelRunError as error:
+        raise SelfCheckError(str(error)) from error.__cause__
+    except NotImplementedError as error:
+        # Of our own attention, which refuses what it does not know; what the model's own raises is a ModelRunError.
+        raise SelfCheckError(f"{model.id} computes attention in a way that is not supported: {error}.") from error
+    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        if model.architecture.family in TABLE or not is_ours(error):
             raise
         raise SelfCheckError(
             f"{model.id} is of a family that is not in the architecture table ({model.architecture.family}), and it "
-            f"does not run as the self-check needs it to: {type(error).__name__}: {error}. It is not supported; see "
-            "docs/semantics.md."
+            f"does not run as the self-check needs it to: {type(error).__name__}: {reason_of(error)} It is not "
+            "supported; see docs/semantics.md."
         ) from error
 
 

@@ -1,6 +1,6 @@
 """A specification in a file: TOML, YAML or JSON whose keys are the options of `load` and `inspect`, and the sources.
 
-    model = "smollm2-135m"            # and revision, dtype, device, trust_remote_code
+    model = "smollm2-135m"            # and revision, dtype, device, trust_remote_code, adapter
     sources = ["I went to Spain", {text = "I went to Japan", at = "Japan", expect = ["Tokyo"]}]
     prompt = "The capital city of {}" # and every other option of inspect()
 
@@ -29,7 +29,14 @@ from patchscopes.spec import InspectionPrompt, Source
 T = TypeVar("T")
 
 LOAD_OPTIONS: Mapping[str, Any] = MappingProxyType(
-    {"model": str, "revision": str | None, "dtype": str, "device": str, "trust_remote_code": bool}
+    {
+        "model": str,
+        "revision": str | None,
+        "dtype": str,
+        "device": str,
+        "trust_remote_code": bool,
+        "adapter": str | None,
+    }
 )
 # Where rows are kept is said where the file is run; a model and a mapping are named, the latter by its file.
 NAMED: Mapping[str, Any] = MappingProxyType({"target_model": str | None, "mapping": str | None})

@@ -140,6 +140,4 @@ def _cell(model: Model, ids: Ids, write: Write | None, answer: Ids, compare: Sta
     readout = Readout("candidates" if answer else "next-token")
     candidates = (answer,) if answer else ()
     identity, decoding = model.identity, Decoding()
-    return Cell(
-        identity, model.dtype_name, ids, write, readout, decoding, candidates=candidates, compare=compare
-    )
+    return Cell(identity, model.dtype_name, ids, write, readout, decoding, candidates=candidates, compare=compare)

@@ -161,7 +161,7 @@ def change_config(folder: Path, **changes: object) -> None:
         (no_model_type, "model_type"),
         (unknown_model_type, "nosuch"),
         (blocks_missing, r"lacks weights that a llama needs \(model.layers.4.*, …\), which would be random"),
-        (wrong_shape, "cannot be loaded as a language model"),
+        (wrong_shape, r"12 in all: model.layers.0.mlp.down_proj.weight is \(32, 64\), not \(32, 96\)"),
     ],
     ids=lambda value: value.__name__ if callable(value) else "",
 )

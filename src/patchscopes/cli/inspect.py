@@ -26,6 +26,7 @@ TARGET_AT_HELP = "The token to overwrite in a prompt without {}, named as by --a
 MASK_HELP = "A phrase of the {} that no later token can attend to."
 MAPPING_HELP = "What states go through: a file that patchscopes.mappings saved."
 CANDIDATES_HELP = "Answers to score instead of a text: a file of one a line, or a,b,c."
+ADAPTER_HELP = "A folder or hub id that peft has saved (LoRA and the like), to load into the model."
 MEMORY_HELP = "What it may take beside the weights, such as 8GiB.  [default: half of what is free]"
 
 
@@ -33,6 +34,7 @@ def model_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """The options that say which model, and how to load it."""
     for option in (
         click.option("--model", default=DEFAULT_MODEL, show_default=True, help="Registry name, path or hub id."),
+        click.option("--adapter", default=None, help=ADAPTER_HELP),
         click.option("--revision", default=None, help="Branch, tag or commit on the hub."),
         click.option("--trust-remote-code", is_flag=True, help="Let code that comes with a hub model run."),
         click.option("--dtype", default="float32", show_default=True, help="float32, bfloat16 or float16."),
@@ -129,7 +131,7 @@ def inspect_command(**options: Any) -> int:
 
 def load_for(options: dict[str, Any]) -> Any:
     """Take the model options out of `options` and load what they name; slow steps are told on standard error."""
-    how = {key: options.pop(key) for key in ("revision", "trust_remote_code", "dtype", "device")}
+    how = {key: options.pop(key) for key in ("adapter", "revision", "trust_remote_code", "dtype", "device")}
     model = load_named(options.pop("model"), how)
     if options.get("target_model") is not None:
         options["target_model"] = load_target(options["target_model"], how)
@@ -146,8 +148,8 @@ def load_named(name: str, how: Mapping[str, Any]) -> Any:
 
 
 def load_target(name: str, how: Mapping[str, Any]) -> Any:
-    """As `load_named`, another model beside the one that `how` is of: a revision names a commit of that one alone."""
-    return load_named(name, {key: value for key, value in how.items() if key != "revision"})
+    """As `load_named`, another model beside the one that `how` is of: adapter and revision are of that one alone."""
+    return load_named(name, {key: value for key, value in how.items() if key not in ("adapter", "revision")})
 
 
 def _prepare(sources: list[Any], options: dict[str, Any]) -> "Inspection":

@@ -2,6 +2,8 @@
 
 import click
 
+from patchscopes.cli.inspect import ADAPTER_HELP
+
 
 @click.group("models", invoke_without_command=True)
 @click.pass_context
@@ -39,16 +41,19 @@ def pull_command(name: str) -> None:
 @click.argument("name")
 @click.option("--dtype", default="float32", show_default=True)
 @click.option("--device", default="auto", show_default=True)
+@click.option("--adapter", default=None, help=ADAPTER_HELP)
 @click.option("--revision", default=None, help="Branch, tag or commit on the hub.")
 @click.option("--trust-remote-code", is_flag=True, help="Let code that comes with a hub model run.")
-def check_command(name: str, dtype: str, device: str, revision: str | None, trust_remote_code: bool) -> int:
+def check_command(
+    name: str, dtype: str, device: str, adapter: str | None, revision: str | None, trust_remote_code: bool
+) -> int:
     """Prove, on every layer, that a model obeys the semantics; exit code 2 where it does not."""
     from patchscopes.agreement import agreement
     from patchscopes.models import LoadOptions, load_by_name
     from patchscopes.selfcheck import check_model
     from patchscopes.settings import Settings
 
-    options = LoadOptions(revision, trust_remote_code, dtype, device)
+    options = LoadOptions(revision, trust_remote_code, dtype, device, adapter)
     model = load_by_name(name, options, Settings.from_env(), notify=lambda message: click.echo(message, err=True))
     report = check_model(model)
     click.echo(f"{model!r}, {model.fingerprint}")

@@ -13,7 +13,7 @@ import click
 def run_command(spec: str, out: str, memory: str | None, explain: bool) -> int:
     """Run the specification in SPEC (TOML, YAML or JSON); the same command again does only what remains.
 
-    Its keys are model, revision, dtype, device, trust_remote_code, sources or sources_file, and the options of
+    Its keys are model, adapter, revision, dtype, device, trust_remote_code, sources or sources_file, and the options of
     patchscopes inspect with _ in place of -, candidates as a list, paths relative to SPEC. Rows are kept in --out as
     they finish; patchscopes show reads them.
     """

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from patchscopes.cli.inspect import ADAPTER_HELP, load_named
+
 if TYPE_CHECKING:
     from patchscopes.run import Session
     from patchscopes.spec import Row
@@ -21,6 +23,7 @@ TARGET_HELP = (
 @click.option(
     "--model", "model_name", default="smollm2-135m", show_default=True, help="A registry name, path or hub id."
 )
+@click.option("--adapter", default=None, help=ADAPTER_HELP)
 @click.option("--target-model", default=None, help=TARGET_HELP)
 @click.option("--data", default=None, type=click.Path(), help="Your own data, in one of the forms of docs/data.md.")
 @click.option("--quick", is_flag=True, help="Fewer items and layers: minutes on two cores.")
@@ -34,6 +37,7 @@ TARGET_HELP = (
 def study_command(
     name: str,
     model_name: str,
+    adapter: str | None,
     target_model: str | None,
     data: str | None,
     quick: bool,
@@ -61,15 +65,14 @@ def study_command(
     study = find_study(name)
     from pathlib import Path
 
-    from patchscopes.cli.inspect import load_named
     from patchscopes.settings import Settings
     from patchscopes.sizes import parse_bytes
 
-    model = load_named(model_name, how := {"dtype": dtype, "device": device})
+    model = load_named(model_name, {"adapter": adapter, **(how := {"dtype": dtype, "device": device})})
     if target_model is None and hasattr(study, "usual_target"):
         target_model = str(study.usual_target(model, Settings.from_env()))
         _tell(f"no --target-model is given: states go from {model_name} to {target_model}")
-    models = (Path(given).name for given in (model_name, target_model) if given)
+    models = (Path(given).name for given in (model_name, adapter, target_model) if given)
     parts = [name, *models, "" if data is None else Path(data).stem, "quick" if quick else ""]
     folder = Path(out) if out is not None else Path("patchscopes-studies") / "-".join(filter(None, parts))
     target = None if target_model is None else load_named(target_model, how)

@@ -46,9 +46,7 @@ def material_of(model: Model, texts: Sequence[Agreeing], layers: Sequence[int]) 
     states: dict[int, list[Tensor]] = {layer: [] for layer in layers}
     final = []
     for text in text_states(model, [one.source for one in texts], layers):
-        at = torch.tensor(
-            [i for i, _ in texts[text.index].positions], dtype=torch.long, device=text.head_input.device
-        )
+        at = torch.tensor([i for i, _ in texts[text.index].positions], dtype=torch.long, device=text.head_input.device)
         for layer in layers:
             states[layer].append(text.states[layer][at])
         final.append(text.head_input[at])

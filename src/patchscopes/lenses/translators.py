@@ -106,7 +106,10 @@ def draw_sample(
     d_vocab = head.weight.shape[0] if isinstance(head, nn.Linear) else model.d_vocab
     chosen = torch.unique(likely).cpu()
     if not plain or len(chosen) + n >= d_vocab:
-        ids, weights = torch.arange(d_vocab, dtype=torch.long, device="cpu"), torch.zeros(d_vocab, dtype=torch.float32, device="cpu")
+        ids, weights = (
+            torch.arange(d_vocab, dtype=torch.long, device="cpu"),
+            torch.zeros(d_vocab, dtype=torch.float32, device="cpu"),
+        )
     else:
         unlikely = torch.ones(d_vocab, dtype=torch.bool, device="cpu")
         unlikely[chosen] = False

@@ -161,7 +161,14 @@ class LeastSquares:
         """The weights for a cross-covariance; the smallest ones where several are as good."""
         inverse = torch.where(self.deviation > 0, 1 / self.deviation, 0)[:, None]
         kept = self.values > RANK * self.values[-1]
-        scale = torch.where(kept, 1 / (self.values.clamp(min=0) + ridge).where(kept, torch.ones((), dtype=self.values.dtype, device=self.values.device)), 0)
+        scale = torch.where(
+            kept,
+            1
+            / (self.values.clamp(min=0) + ridge).where(
+                kept, torch.ones((), dtype=self.values.dtype, device=self.values.device)
+            ),
+            0,
+        )
         rotated = self.vectors.T @ (inverse * cross)
         return inverse * (self.vectors @ (scale[:, None] * rotated))
 

@@ -5,6 +5,7 @@ from patchscopes.models.linears import matrix_of
 from patchscopes.models.loading import LoadOptions, load_by_name, wrap_in_memory
 from patchscopes.models.model import Columns, Inputs, Model
 from patchscopes.models.tree import Replacements, Tree, Trees, runs_alone
+from patchscopes.models.wrapped import check_tokenizer
 
 __all__ = [
     "Columns",
@@ -15,6 +16,7 @@ __all__ = [
     "Tree",
     "Trees",
     "calm",
+    "check_tokenizer",
     "load_by_name",
     "matrix_of",
     "runs_alone",

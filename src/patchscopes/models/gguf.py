@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import MappingProxyType
@@ -21,11 +21,11 @@ import gguf
 import numpy as np
 import torch
 import transformers
-from safetensors import SafetensorError
 from tokenizers import Regex, decoders, normalizers, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, GgufConfig, PreTrainedModel, PreTrainedTokenizerFast
 
-from patchscopes.errors import ModelFilesError, UnsupportedModelError
+from patchscopes.errors import ModelFilesError, OutOfMemoryError, PatchscopesError, UnsupportedModelError
+from patchscopes.foreign import explained, is_memory, reason_of
 from patchscopes.models.architectures import refuse_unsupported
 from patchscopes.models.folders import hash_file, make_folder, require_space
 from patchscopes.models.gguf_header import GgufHeader, copy_gguf, read_header
@@ -54,18 +54,24 @@ def convert_gguf(path: Path, folder: Path) -> None:
     _refuse_unfaithful(header)
     n_values = sum(tensor.n_values for tensor in header.tensors)
     require_space(folder, 4 * n_values + path.stat().st_size + OTHER_FILES_BYTES)
-    try:
-        with quiet_transformers(), _remembering_names(), TemporaryDirectory(dir=folder.parent) as scratch:
-            _convert_tokenizer(header, Path(scratch), folder)
-            model = _read_model(header, Path(scratch))
-            _refuse_unread(header, model)
-            _save_model(model, folder)
-    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, ImportError, SafetensorError) as error:
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
-        raise UnsupportedModelError(
-            f"{path.name} (architecture {header.architecture}) cannot be converted by transformers "
-            f"{transformers.__version__}: {reason}. Use the original model, as a folder with safetensors or a hub id."
-        ) from error
+    reading, temporary = explained(partial(_unconverted, header)), TemporaryDirectory(dir=folder.parent)
+    with reading, quiet_transformers(), _remembering_names(), temporary as scratch:
+        _convert_tokenizer(header, Path(scratch), folder)
+        model = _read_model(header, Path(scratch))
+        _refuse_unread(header, model)
+        _save_model(model, folder)
+
+
+def _unconverted(header: GgufHeader, error: Exception) -> PatchscopesError:
+    if isinstance(error, OSError):
+        raise error  # of the disk, which whoever keeps the folder tells
+    if is_memory(error):
+        return OutOfMemoryError(f"{header.path.name} does not fit in memory: {reason_of(error)} Use a smaller model.")
+    return UnsupportedModelError(
+        f"{header.path.name} (architecture {header.architecture}) cannot be converted by transformers "
+        f"{transformers.__version__}: {reason_of(error)}. Use the original model, as a folder with safetensors or a "
+        "hub id."
+    )
 
 
 def gguf_folder(path: Path, settings: Settings) -> Path:

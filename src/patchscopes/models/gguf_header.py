@@ -72,7 +72,7 @@ def read_header(path: Path) -> GgufHeader:
     """Read the header of a GGUF file. Raises ModelFilesError where it is damaged or no GGUF; OSError.
 
     A file that ends before its last tensor does is damaged. Raises UnsupportedModelError for a tensor type that the
-    gguf package does not know.
+    gguf package does not know, and for a file that is a part of a model: split, an adapter, a control vector.
     """
     size = path.stat().st_size
     if size < PREAMBLE.size:
@@ -82,6 +82,7 @@ def read_header(path: Path) -> GgufHeader:
             header = _parse(path, data)
         except (struct.error, UnicodeDecodeError) as error:
             raise _damaged(path, f"its header cannot be read ({error})") from error
+    _refuse_parts(header)
     for key in ("general.architecture", "tokenizer.ggml.tokens"):
         if key not in header.metadata:
             raise _damaged(path, f"its metadata has no {key}, so it is no language model")
@@ -199,6 +200,36 @@ def _tensor(path: Path, cursor: _Cursor) -> GgufTensor:
             "Use another quantisation of the model, or the original."
         ) from error
     return GgufTensor(name, shape, offset + prod(shape) // values_per_block * bytes_per_block)
+
+
+def _refuse_parts(header: GgufHeader) -> None:
+    """Raise for a whole and sound file that is a part of a model, or something that is added to one."""
+    name, metadata = header.path.name, header.metadata
+    count = metadata.get("split.count", 0)
+    if isinstance(count, int) and count > 1:
+        number = metadata.get("split.no", 0)
+        part = number + 1 if isinstance(number, int) else "?"
+        raise UnsupportedModelError(
+            f"{name} is part {part} of {count} of a split GGUF file. Join the parts "
+            f"(`llama-gguf-split --merge FIRST_PART WHOLE.gguf`) and give the whole file."
+        )
+    kind = str(metadata.get("general.type", "model"))
+    architecture = str(metadata.get("general.architecture", ""))
+    if kind == "adapter":
+        raise UnsupportedModelError(
+            f"{name} is a GGUF adapter ({metadata.get('adapter.type', 'LoRA')}), no model. Give the model, and the "
+            "adapter as peft saves it: load(BASE, adapter=FOLDER); or merge it (`llama-export-lora`) and give that."
+        )
+    if architecture == "controlvector":
+        raise UnsupportedModelError(
+            f"{name} is a control vector, which is added to a model and is none; give the model."
+        )
+    others = {"mmproj": "the vision part of a model", "imatrix": "an importance matrix", "vocab": "a vocabulary alone"}
+    other = "mmproj" if architecture == "clip" else "imatrix" if architecture == "imatrix" else kind
+    if other in others:
+        raise UnsupportedModelError(
+            f"{name} is {others[other]} (general.type {kind!r}), no language model; give the model."
+        )
 
 
 def _alignment(metadata: Mapping[str, object]) -> int:

@@ -4,32 +4,34 @@ import hashlib
 import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from patchscopes.errors import (
     DeviceError,
-    ModelFilesError,
+    ModelError,
     OptionError,
+    PatchscopesError,
     PatchscopesWarning,
-    UnknownModelError,
     UnsupportedModelError,
 )
+from patchscopes.foreign import explained, reason_of
+from patchscopes.models.adapters import Adapter, base_not_found, joint_fingerprint, read_adapter
 from patchscopes.models.architectures import find_architecture, refuse_unsupported
+from patchscopes.models.checks import refuse_unsound
 from patchscopes.models.folders import hash_file, is_converted, manifest_of, verify_files
-from patchscopes.models.gguf import gguf_folder
-from patchscopes.models.hub import HubPlace, locate, not_known
+from patchscopes.models.hub import HubPlace, fetch_adapter, locate
 from patchscopes.models.model import Model, memory_hash
+from patchscopes.models.places import ADAPTER_CONFIG, folder_at, has_weights, is_path
+from patchscopes.models.pretrained import How, Where, from_pretrained
 from patchscopes.models.pull import pull
 from patchscopes.models.quiet import quiet_transformers
 from patchscopes.models.registry import REGISTRY
+from patchscopes.models.wrapped import unwrapped
 from patchscopes.settings import Settings
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -37,21 +39,16 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 @dataclass(frozen=True, slots=True)
 class LoadOptions:
-    """How to load: revision of the hub, dtype and device by name, whether code that comes with the model may run."""
+    """How to load: revision of the hub, dtype and device by name, whether code that comes with the model may run.
+
+    `adapter` is a path or hub id of an adapter that peft has saved, which goes into the model.
+    """
 
     revision: str | None = None
     trust_remote_code: bool = False
     dtype: str = "float32"
     device: str = "auto"
-
-
-@dataclass(frozen=True, slots=True)
-class _Where:
-    """The name asked for, the folder or hub id that it stands for, and the commit."""
-
-    name: str
-    source: str
-    place: HubPlace
+    adapter: str | None = None
 
 
 def load_by_name(
@@ -65,27 +62,24 @@ def load_by_name(
 ) -> Model:
     """Load `name`; a registry model that is not there yet is pulled first, and `notify` is told.
 
-    `prove` looks at the model and raises where it will not do. Raises what it raises, UnknownModelError,
-    ModelFilesError, UnsupportedModelError, DeviceError or PullError.
+    The name of an adapter loads its base, with the adapter in it. `prove` looks at the model and raises where it will
+    not do. Raises what it raises, UnknownModelError, ModelFilesError, UnsupportedModelError, DeviceError, PullError or
+    OutOfMemoryError.
     """
     dtype, device = read_dtype(options.dtype), read_device(options.device)
-    if name in REGISTRY:
-        folder: Path | None = pull(name, settings, notify=notify)
-    else:
-        folder = _folder_at(Path(name).expanduser(), settings) if _is_path(name) else None
-    weights = None if folder is None else partial(_hash_of, folder)
-    place = locate(name, options.revision) if folder is None else HubPlace(None, local_only=True)
-    where = _Where(name, name if folder is None else str(folder), place)
+    where, adapter = _find(name, options, settings, notify)
+    folder = where.folder
     # The hash of converted weights is checked at every load, while they are read: both wait for the disk.
     with ThreadPoolExecutor(1) as checker, quiet_transformers():
         checked = checker.submit(verify_files, folder) if folder is not None and is_converted(folder) else None
         try:
-            hf, tokenizer = _from_pretrained(where, options, dtype, tokenizer)
-            commit = getattr(hf.config, "_commit_hash", None)
-            if weights is None and commit:
-                weights = partial(str, f"commit:{commit}")
-            hf.to(device)  # type: ignore[arg-type]
-            model = _wrap(hf, tokenizer, id=name, revision=commit if folder is None else None, weights=weights)
+            how = How(dtype, trust_remote_code=options.trust_remote_code, adapter=adapter)
+            hf, tokenizer = from_pretrained(where, how, tokenizer)
+            weights, revision = _fingerprint(where, hf, adapter), _commit(hf) if folder is None else None
+            with explained(partial(_not_moved, where.name, device)):
+                hf.to(device)  # type: ignore[arg-type]
+            with explained(partial(_unreadable, where.name, hf)):
+                model = _wrap(hf, tokenizer, id=where.name, revision=revision, weights=weights)
             prove(model)
         finally:
             if checked is not None:
@@ -93,10 +87,15 @@ def load_by_name(
     return model
 
 
-def wrap_in_memory(hf: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None) -> Model:
-    """A Model around one that is already in memory (fine-tuned, quantised, sharded), as it is, with its tokenizer."""
-    refuse_unsupported(hf.config, hf)
+def wrap_in_memory(given: object, tokenizer: PreTrainedTokenizerBase | None) -> Model:
+    """Return a Model around one in memory (fine-tuned, quantised, sharded, compiled, of peft) with its tokenizer.
+
+    Raises OptionError where `given` is no model of transformers, or the tokenizer is missing.
+    """
+    hf = unwrapped(given)
     name = str(getattr(hf.config, "_name_or_path", "") or hf.config.model_type)
+    with explained(partial(_unreadable, name, hf)):
+        refuse_unsupported(hf.config, hf)
     if tokenizer is None:
         raise OptionError(
             f"the model in memory ({name}) came without a tokenizer; give it: load(model, tokenizer=tokenizer)."
@@ -108,7 +107,8 @@ def wrap_in_memory(hf: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | Non
             stacklevel=3,
         )
         hf.eval()
-    return _wrap(hf, tokenizer, id=name, revision=None, weights=None)
+    with explained(partial(_unreadable, name, hf)):
+        return _wrap(hf, tokenizer, id=name, revision=None, weights=None)
 
 
 def _wrap(
@@ -129,55 +129,115 @@ def _wrap(
             f"the tokenizer of {id} is {type(tokenizer).__name__}, which gives no character offsets; phrases and "
             "placeholders need them. Use its fast version (tokenizer.json)."
         )
+    architecture = find_architecture(hf)
+    refuse_unsound(id, hf, architecture)
     fingerprint = weights or partial(memory_hash, hf)
-    return Model(hf, tokenizer, find_architecture(hf), id=id, revision=revision, fingerprint=fingerprint)
+    return Model(hf, tokenizer, architecture, id=id, revision=revision, fingerprint=fingerprint)
 
 
-def _from_pretrained(
-    where: _Where, options: LoadOptions, dtype: torch.dtype, tokenizer: PreTrainedTokenizerBase | None
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    common: dict[str, Any] = {
-        "revision": where.place.revision,
-        "local_files_only": where.place.local_only,
-        "trust_remote_code": options.trust_remote_code,
-    }
+# ---------------------------------------------------------------------------------------------------- where things are
+
+
+def _find(
+    name: str, options: LoadOptions, settings: Settings, notify: Callable[[str], None]
+) -> tuple[Where, Adapter | None]:
+    """Return where the model of that name is, and the adapter that goes into it: the one given, or the name's own."""
+    where = _where(name, options.revision, settings, notify)
+    if options.adapter is not None:
+        if not _is_adapter(where) or _has_weights(where):
+            adapter = _adapter_named(options.adapter, settings)
+            return replace(where, name=f"{name} + {options.adapter}"), adapter
+        raise OptionError(
+            f"{name} is an adapter itself, and another is given ({options.adapter}); give the base: "
+            "load(BASE, adapter=ADAPTER)."
+        )
+    if not _is_adapter(where):
+        return where, None
+    adapter = read_adapter(name, where.folder or fetch_adapter(name, where.place))
+    if _has_weights(where):
+        return where, adapter
+    return _base_of(adapter, settings, notify), adapter
+
+
+def _where(name: str, revision: str | None, settings: Settings, notify: Callable[[str], None]) -> Where:
+    if name in REGISTRY:
+        return Where(name, pull(name, settings, notify=notify), HubPlace(None, local_only=True), name)
+    if is_path(name):
+        return Where(name, folder_at(Path(name).expanduser(), settings), HubPlace(None, local_only=True), name)
+    return Where(name, None, locate(name, revision), name)
+
+
+def _is_adapter(where: Where) -> bool:
+    return ADAPTER_CONFIG in where.place.files if where.folder is None else (where.folder / ADAPTER_CONFIG).is_file()
+
+
+def _has_weights(where: Where) -> bool:
+    """Return whether a model's own weights are there too, so that an adapter beside them is one in that model."""
+    if where.folder is not None:
+        return has_weights(where.folder)
+    return any(file.startswith("model") and file.endswith(".safetensors") for file in where.place.files)
+
+
+def _adapter_named(name: str, settings: Settings) -> Adapter:
+    """Return the adapter of that path or hub id."""
+    where = _where(name, None, settings, lambda _: None)
+    if not _is_adapter(where):
+        at = name if where.folder is not None else f"the hub's {name}"
+        raise OptionError(
+            f"adapter={name!r}: {at} holds no {ADAPTER_CONFIG}, so it is no adapter that peft has saved; a model by "
+            "itself is given as the model."
+        )
+    return read_adapter(name, where.folder or fetch_adapter(name, where.place))
+
+
+def _base_of(adapter: Adapter, settings: Settings, notify: Callable[[str], None]) -> Where:
+    """Return where the base is that an adapter names, called by the adapter's name, which was asked for."""
+    if adapter.base is None:
+        raise OptionError(
+            f"the adapter {adapter.name} does not say which base it is for; give it: "
+            f"load(BASE, adapter={adapter.name!r})."
+        )
     try:
-        config = AutoConfig.from_pretrained(where.source, **common)
-        refuse_unsupported(config)
-        # Safetensors only: a pickle can run code when it is read.
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            where.source, config=config, dtype=dtype, use_safetensors=True, output_loading_info=True, **common
-        )
-        hf, info = loaded
-        if tokenizer is None:
-            tokenizer = AutoTokenizer.from_pretrained(where.source, **common)
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError, StrictDataclassError) as error:
-        raise _explained(error, where) from error
-    name = where.name
-    refuse_unsupported(hf.config, hf)
-    absent = sorted({str(key) for kind in ("missing_keys", "mismatched_keys") for key in info[kind]})
-    if absent:
-        raise ModelFilesError(
-            f"{name} lacks weights that a {config.model_type} needs ({', '.join(absent[:3])}"
-            f"{', …' if len(absent) > 3 else ''}), which would be random; get the model's files again."
-        )
-    return hf, tokenizer
+        found = _where(adapter.base, adapter.base_revision, settings, notify)
+    except ModelError as error:
+        raise type(error)(base_not_found(adapter.name, adapter.base, str(error))) from error
+    return replace(found, name=adapter.name, base_of=adapter.name)
 
 
-def _explained(error: Exception, where: _Where) -> Exception:
-    """What went wrong in transformers, said so that it can be mended."""
-    reason = " ".join(str(error).split())[:300] or type(error).__name__
-    if "trust_remote_code" in str(error):
-        return UnsupportedModelError(
-            f"{where.name} comes with code of its own, which is not run unless you ask for it: read that code, then "
-            "load with trust_remote_code=True (--trust-remote-code)."
-        )
-    if Path(where.source).exists():
-        return ModelFilesError(
-            f"{where.name} cannot be loaded as a language model: {reason} Needed: a folder with config.json, "
-            "safetensors weights and tokenizer.json, as `save_pretrained` writes it (pickled weights are refused)."
-        )
-    return UnknownModelError(not_known(where.name, reason))
+# --------------------------------------------------------------------------------------------------- what it is
+
+
+def _fingerprint(where: Where, hf: PreTrainedModel, adapter: Adapter | None) -> Callable[[], str]:
+    """Return what makes the fingerprint: of files, a commit, else the tensors; and of the files of an adapter."""
+    commit = _commit(hf)
+    if where.folder is not None:
+        weights = partial(_hash_of, where.folder)
+    else:
+        weights = partial(str, f"commit:{commit}") if commit else partial(memory_hash, hf)
+    if adapter is None or adapter.folder == where.folder:
+        return weights
+    return lambda: joint_fingerprint(weights(), adapter)
+
+
+def _commit(hf: PreTrainedModel) -> str | None:
+    commit: str | None = getattr(hf.config, "_commit_hash", None)
+    return commit
+
+
+def _hash_of(folder: Path) -> str:
+    """The recorded hash of converted weights, which loading has checked; else SHA-256 over the folder's weights.
+
+    Those are what transformers loads by its names for them; a mapping that is kept beside them does not count.
+    """
+    if is_converted(folder):
+        return f"sha256:{manifest_of(folder)['weights_sha256']}"
+    digest = hashlib.sha256()
+    for path in sorted({*folder.glob("model*.safetensors"), *folder.glob("adapter_model*.safetensors")}):
+        digest.update(f"{path.name}|{hash_file(path)}|".encode())
+    return f"sha256:{digest.hexdigest()}"
+
+
+# -------------------------------------------------------------------------------------------------- dtypes and devices
 
 
 def read_dtype(name: str) -> torch.dtype:
@@ -202,41 +262,15 @@ def read_device(name: str) -> torch.device:
     return device
 
 
-def _is_path(name: str) -> bool:
-    """An existing path, or a name that can be nothing else."""
-    if not name.strip():
-        raise UnknownModelError("the model's name is empty; give a registry name, a path or a hub id.")
-    try:
-        exists = Path(name).expanduser().exists()
-    except (OSError, ValueError, RuntimeError) as error:
-        raise UnknownModelError(f"{name[:80]!r} is neither a registry name nor a path: {error}.") from error
-    return exists or name.startswith(("/", "./", "../", "~")) or name.endswith(".gguf")
+def _not_moved(name: str, device: torch.device, error: Exception) -> PatchscopesError:
+    return DeviceError(
+        f"{name} cannot be moved to {device}: {reason_of(error)} Give another device, or load the model with "
+        "transformers, where it fits, and give it: load(model, tokenizer=tokenizer)."
+    )
 
 
-def _folder_at(path: Path, settings: Settings) -> Path:
-    if not path.exists():
-        raise UnknownModelError(f"no such model path: {path}. Give a folder with config.json, or a .gguf file.")
-    if path.is_file():
-        if path.suffix != ".gguf":
-            raise UnknownModelError(f"{path} is a file, but no .gguf; give a .gguf file or a model's folder.")
-        return gguf_folder(path, settings)
-    if not (path / "config.json").is_file():
-        inside = ", ".join(sorted(entry.name for entry in path.iterdir())[:5]) or "nothing"
-        raise ModelFilesError(
-            f"{path} holds no model: config.json is missing (it holds {inside}). "
-            "Give a folder as `save_pretrained` writes it."
-        )
-    return path
-
-
-def _hash_of(folder: Path) -> str:
-    """The recorded hash of converted weights, which loading has checked; else SHA-256 over the folder's weights.
-
-    Those are what transformers loads by its names for them; a mapping that is kept beside them does not count.
-    """
-    if is_converted(folder):
-        return f"sha256:{manifest_of(folder)['weights_sha256']}"
-    digest = hashlib.sha256()
-    for path in sorted({*folder.glob("model*.safetensors"), *folder.glob("adapter_model*.safetensors")}):
-        digest.update(f"{path.name}|{hash_file(path)}|".encode())
-    return f"sha256:{digest.hexdigest()}"
+def _unreadable(name: str, hf: PreTrainedModel, error: Exception) -> PatchscopesError:
+    return UnsupportedModelError(
+        f"{name} is a {type(hf).__name__}, which does not tell its parts as a causal language model does: "
+        f"{type(error).__name__}: {reason_of(error)} Use one that AutoModelForCausalLM loads."
+    )

@@ -23,6 +23,7 @@ from patchscopes.errors import ContextLengthError, OptionError, UnsupportedModel
 from patchscopes.models.architectures import Architecture, rope_switch
 from patchscopes.models.attached import Attached, Hasher, attached
 from patchscopes.models.calm import calm
+from patchscopes.models.checks import refuse_weights
 from patchscopes.models.tree import Replacements, Tree, Trees
 from patchscopes.models.watch import Change, Watch, brought_to, tensors
 
@@ -222,6 +223,7 @@ class Model:
             now = _digest(self._watch)
             self._structure = None if now == self._as_loaded else now
         if "weights" in kinds:
+            refuse_weights(self.id, self.hf)
             self._fingerprint = partial(memory_hash, self.hf)
         self._strings, self._kept = {}, {}
         self.blocks, self._plain = self._find_blocks(), None

@@ -2,10 +2,15 @@
 
 import io
 import logging
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr
+from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stderr
+from typing import TypeVar
+from unittest import mock
 
 from transformers.utils import logging as transformers_logging
+
+T = TypeVar("T")
 
 
 @contextmanager
@@ -18,9 +23,21 @@ def quiet_transformers() -> Iterator[None]:
     transformers_logging.set_verbosity(logging.CRITICAL)
     transformers_logging.disable_progress_bar()
     try:
-        with redirect_stderr(io.StringIO()):
+        with redirect_stderr(io.StringIO()), _without_docstrings():
             yield
     finally:
         transformers_logging.set_verbosity(level)
         if bars:
             transformers_logging.enable_progress_bar()
+
+
+def _without_docstrings() -> AbstractContextManager[object]:
+    """Under `python -OO` nothing has a docstring, and transformers cannot import a model: it puts theirs together."""
+    if sys.flags.optimize < 2:
+        return nullcontext()
+    module = sys.modules["transformers.utils.auto_docstring"]  # the package has a function of the same name
+    return mock.patch.multiple(module, auto_method_docstring=_as_it_is, auto_class_docstring=_as_it_is)
+
+
+def _as_it_is(thing: T, **_: object) -> T:
+    return thing

@@ -3,10 +3,12 @@
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from transformers import PreTrainedTokenizerBase
 
 from patchscopes.errors import CandidateError, OptionError, PositionError, PromptError, SourceError
+from patchscopes.foreign import explained, reason_of
 from patchscopes.models import Model
 from patchscopes.spec import Bos, Ids
 
@@ -54,7 +56,8 @@ def tokenize(model: Model, text: str, *, bos: Bos = "auto") -> Tokenized:
 def tokenize_rendered(model: Model, text: str) -> Tokenized:
     """Tokenize text that already holds its special tokens, as a rendered chat template does."""
     _check_encodable(text)
-    encoding = model.tokenizer(text, return_offsets_mapping=True, add_special_tokens=False)
+    with explained(partial(_unencoded, model, text)):
+        encoding = model.tokenizer(text, return_offsets_mapping=True, add_special_tokens=False)
     return _build(model, text, list(encoding["input_ids"]), [tuple(span) for span in encoding["offset_mapping"]])
 
 
@@ -136,7 +139,8 @@ def _check_encodable(text: str) -> None:
 
 def _tokenized(model: Model, text: str, bos: Bos) -> Tokenized:
     _check_encodable(text)
-    encoding = model.tokenizer(text, return_offsets_mapping=True)
+    with explained(partial(_unencoded, model, text)):
+        encoding = model.tokenizer(text, return_offsets_mapping=True)
     ids, spans = list(encoding["input_ids"]), [tuple(span) for span in encoding["offset_mapping"]]
     specials = set(model.tokenizer.all_special_ids)
     # An EOS, or another mark of the end such as BERT's [SEP]; the first token may be a BOS with the id of an EOS.
@@ -153,6 +157,13 @@ def _tokenized(model: Model, text: str, bos: Bos) -> Tokenized:
     elif bos == "never" and starts and spans[0] == (0, 0):
         del ids[0], spans[0]
     return _build(model, text, ids, spans)
+
+
+def _unencoded(model: Model, text: str, error: Exception) -> OptionError:
+    return OptionError(
+        f"the tokenizer of {model.id} cannot encode {text[:60]!r}: {type(error).__name__}: {reason_of(error)} Change "
+        "the text, or load with another tokenizer: load(…, tokenizer=tokenizer)."
+    )
 
 
 def _build(model: Model, text: str, ids: list[int], spans: list[tuple[int, int]]) -> Tokenized:
@@ -244,7 +255,15 @@ def render_chat(model: Model, user: str, reply: str) -> str:
         raise PromptError(
             f"this prompt is a chat, and {model.id} has no chat template; use a plain prompt, or an instruct model."
         )
-    rendered = model.tokenizer.apply_chat_template(
-        [{"role": "user", "content": user}], tokenize=False, add_generation_prompt=True
-    )
+    with explained(lambda error: _unrendered(model, error)):
+        rendered = model.tokenizer.apply_chat_template(
+            [{"role": "user", "content": user}], tokenize=False, add_generation_prompt=True
+        )
     return f"{rendered}{reply}"
+
+
+def _unrendered(model: Model, error: Exception) -> PromptError:
+    return PromptError(
+        f"the chat template of {model.id} does not render a user's turn: {type(error).__name__}: {reason_of(error)} "
+        "Use a plain prompt, or load with a tokenizer whose chat_template does: load(…, tokenizer=tokenizer)."
+    )

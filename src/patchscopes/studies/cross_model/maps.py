@@ -83,7 +83,8 @@ def stand_ins(design: Design) -> Maps:
     for number, kind in enumerate(LINEAR):
         first = number * len(design.pairs)
         maps = {
-            pair: Map(weight, torch.full((target.d_model,), float(first + k), dtype=torch.float32, device="cpu")) for k, pair in enumerate(design.pairs)
+            pair: Map(weight, torch.full((target.d_model,), float(first + k), dtype=torch.float32, device="cpu"))
+            for k, pair in enumerate(design.pairs)
         }
         found[kind] = Mappings(kind, source, target, maps)
     return found
