@@ -81,8 +81,8 @@ def _told(changed: Sequence[str], given: Sequence[int], *, kept: bool) -> str:
     rows = f"Rows {_ranges(given)} were given since the model was last seen unchanged" if given else "No row was given"
     folder = " and are not kept; those before are, and the same call goes on from there" if kept and given else ""
     return (
-        f"the model changed while it ran: {'; '.join(changed[:MAX_NAMED])}{more}. {rows}{folder}. Do not change a model "
-        "during a run; what it is now, the next call takes."
+        f"the model changed while it ran: {'; '.join(changed[:MAX_NAMED])}{more}. {rows}{folder}. Do not change a "
+        "model during a run; the next call takes it as it is now."
     )
 
 

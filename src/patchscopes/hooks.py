@@ -5,8 +5,8 @@
     enter       start each row of a batch at its own layer ℓ*, with its own states
     called_by   call a module by another function for a while, its hooks left out
 
-All of it is done to the private tree that this thread runs, which no other thread meets (`models/tree.py`). Where a model
-cannot be copied, hooks stand on its own modules and act in the thread that set them alone. Hooks of the caller's come
+All of it is done to the private tree that this thread runs, which no other thread meets (`models/tree.py`). Where a
+model cannot be copied, hooks stand on its own modules and act in the thread that set them alone. The caller's hooks run
 before ours: a state is what they leave, and what is written comes after them.
 
 Layer 0 is what enters block 1 and is met by a pre-hook; layer ℓ ≥ 1 is the output of the whole ℓ-th block (rules 1

@@ -197,7 +197,7 @@ class Rows:
         return new
 
     def update(self, block: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the keys and values for this block's attention: only the new ones with ours, else the cached ones too."""
+        """Return keys and values for a block's attention: only the new ones with ours, else the cached ones too."""
         if self._sharing == "shared":
             return keys, values
         count, columns = keys.shape[0], keys.shape[2]

@@ -56,8 +56,8 @@ def _prove(model: Model) -> Proven:
     if not error <= WITHIN:
         raise ModelChangedError(
             f"{model.id} no longer runs here as it runs by itself: log-probabilities of one short prompt differ by "
-            f"{error:.2g} nats, and {WITHIN:g} are allowed. Load it anew; if that does not help, runner='reference' runs "
-            "its own modules alone."
+            f"{error:.2g} nats, and {WITHIN:g} are allowed. Load it anew; if that does not help, use "
+            "runner='reference', which runs its own modules alone."
         )
     return Proven(error)
 

@@ -5,8 +5,8 @@
     3. Go on generating: each step runs the whole text again, with the write made again.
 
 It is the oracle that every faster runner equals token for token (rule 9), and the baseline that they are timed
-against. Where the caller has hooks on the model, or forwards of their own, the prompt runs once and then a token a pass,
-behind the model's own cache, as in its own `generate` (rule 0).
+against. Where the caller has hooks on the model, or forwards of their own, the prompt runs once and then a token a
+pass, behind the model's own cache, as in its own `generate` (rule 0).
 """
 
 from collections.abc import Iterator, Sequence
@@ -77,7 +77,7 @@ class Reference:
         return torch.stack([_state(self.model, state).float() for state in wanted])
 
     def _logprob(self, cell: Cell, answer: Ids, writes: Sequence[LayerWrite]) -> float:
-        """Σ ln p(token) over the answer's tokens: from one run of the prompt with the answer behind it, where it can."""
+        """Σ ln p(token) over the answer's tokens, from one run of the prompt with the answer behind it where it can be."""
         if self.model.attached or cell.masked:
             # What a hook does may depend on the pass, and what a masked prompt's last token sees, no later one may see.
             text = _text(self.model, cell, writes)

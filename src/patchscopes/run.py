@@ -79,7 +79,7 @@ class Inspection:
     def follow(self) -> None:
         """Resolve the sweep anew where a model is no longer what it was when that was done.
 
-        Raises UnsupportedModelError where a model cannot be run as it is, and a SpecError where the sweep no longer fits.
+        Raises UnsupportedModelError where a model cannot be run as it is, and a SpecError where the sweep does not fit.
         """
         self.transfer.current()
         if self.transfer.state == self._state:
@@ -179,7 +179,7 @@ class Inspection:
         return Work(tuple(idle), plan, tuple(map(tuple, askers.values())), baselines)
 
     def run(self, work: Work) -> Iterator[tuple[int, Row]]:
-        """Yield (index of the request, row) as rows finish, those of one cell together: first those that need no run."""
+        """Yield (index of the request, row) as rows finish: first those that need no run."""
         for index in work.idle:
             yield index, self.row(index)
         if not work.plan.cells:

@@ -65,7 +65,7 @@ def _mlp(gate: LinearFunction, up: LinearFunction, down: LinearFunction, activat
 
 
 def rotary_functions(parts: Iterable[nn.Module]) -> dict[Callable[..., Any], Callable[..., Any]]:
-    """What stands in for each `apply_rotary_pos_emb` that modules of the blocks call and the kernel gives the same as."""
+    """Return what stands in for each `apply_rotary_pos_emb` of the blocks that the kernel gives the same as."""
     modules = {sys.modules[type(part).__module__] for part in parts}
     found = {original for module in modules if callable(original := getattr(module, ROTARY, None))}
     return {original: _Rotary(original) for original in found if _turns_halves(original)}

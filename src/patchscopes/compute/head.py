@@ -47,13 +47,13 @@ class Head:
         self._model = model
         self._chunks: list[tuple[int, linear.LinearFunction]] = []
         # Only a plain matrix is read in parts, or a token at a time; any other head, and one with hooks, runs itself.
-        self._plain = type(module) is nn.Linear and runs_alone(module)
-        if self._plain and linear.available() and linear.takes(module.weight):
-            biases: Tensor | None = module.bias
-            for start in range(0, module.weight.shape[0], CHUNK):
+        self._plain = module if type(module) is nn.Linear and runs_alone(module) else None
+        if (plain := self._plain) is not None and linear.available() and linear.takes(plain.weight):
+            biases: Tensor | None = plain.bias
+            for start in range(0, plain.weight.shape[0], CHUNK):
                 part = slice(start, start + CHUNK)
                 bias = None if biases is None else biases[part].contiguous()
-                function = linear.pack(module.weight[part].contiguous(), bias, repack=repack)
+                function = linear.pack(plain.weight[part].contiguous(), bias, repack=repack)
                 self._chunks.append((start, function))
         else:
             self._chunks.append((0, partial(_last_of_text, module)))

@@ -11,9 +11,8 @@ counts for as many as it stands for: of 262,144 logits a few thousand are comput
 Axes: position, d_model, d_head_in, token (of the sample).
 """
 
-from dataclasses import dataclass
-
 import math
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int

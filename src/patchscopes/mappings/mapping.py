@@ -271,7 +271,8 @@ class Transfer:
 
     def current(self, *, content: bool = True) -> bool:
         """Have each model look whether it is what it was (`Model.current`); whether all are."""
-        return all([model.current(content=content) for model in self.models])
+        found = [model.current(content=content) for model in self.models]
+        return all(found)
 
     @property
     def state(self) -> "tuple[tuple[int, str], ...]":

@@ -227,9 +227,10 @@ class Hasher:
     def _tensor(self, value: Tensor) -> None:
         self._say("tensor", value.dtype, tuple(value.shape))
         if value.device.type == "meta":
-            return self._unknown(value)
-        flat = value.detach().contiguous().cpu().reshape(-1)
-        self._digest.update(flat.view(torch.uint8).numpy().data if flat.numel() else b"")
+            self._unknown(value)
+        elif value.numel():
+            flat = value.detach().contiguous().cpu().reshape(-1)
+            self._digest.update(flat.view(torch.uint8).numpy().data)
 
     def _several(self, values: Any, depth: int) -> None:
         for value in values:

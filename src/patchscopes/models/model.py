@@ -190,7 +190,7 @@ class Model:
         """Return the model under the name that the caller gives what is attached to it; itself where none is given."""
         if variant is None or variant == self.variant:
             return self
-        if not isinstance(variant, str) or not variant.strip() or "|" in variant:
+        if not str(variant).strip() or "|" in str(variant):
             raise OptionError(f"variant is {variant!r}; it must be a name without '|', such as \"steered\", or None.")
         other = copy.copy(self)
         other.variant, other._strings = variant, {}
@@ -206,7 +206,7 @@ class Model:
         self.attached = attached(self.hf)
 
     def changes(self) -> list[Change]:
-        """Return what differs from what the model was at the last `current` or `refresh`; nothing where nothing does."""
+        """Return what differs from what the model was when it was last looked at; nothing where nothing does."""
         return self._watch.changes(attributes=False)
 
     @property
@@ -215,15 +215,16 @@ class Model:
         return self._watch
 
     def _renew(self, changes: Sequence[Change]) -> None:
-        before, self._watch = self._watch, Watch(self.hf)
         kinds = {change.kind for change in changes}
+        if "weights" in kinds:
+            refuse_weights(self.id, self.hf)
+        before, self._watch = self._watch, Watch(self.hf)
         if self._structure is None and "structure" in kinds:
             self._as_loaded = _digest(before)
         if "structure" in kinds:
             now = _digest(self._watch)
             self._structure = None if now == self._as_loaded else now
         if "weights" in kinds:
-            refuse_weights(self.id, self.hf)
             self._fingerprint = partial(memory_hash, self.hf)
         self._strings, self._kept = {}, {}
         self.blocks, self._plain = self._find_blocks(), None

@@ -1,7 +1,7 @@
 """Samples of the content of tensors: what tells a change that leaves no trace in Python.
 
-A tensor is read as 64-bit words, in the order of memory. A set of samples has a word of each row and, with them, of each
-column of every matrix; several sets are taken while the tensor is known to be what it is, and each look compares
+A tensor is read as 64-bit words, in the order of memory. A set of samples has a word of each row and, with them, of
+each column of every matrix; several sets are taken while the tensor is known to be what it is, and each look compares
 another one. Small tensors, and models that are small as a whole, are kept whole.
 
 Axes: matrix (all axes but the last two), row, word (of a row).

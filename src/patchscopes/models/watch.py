@@ -1,4 +1,4 @@
-"""What a model is at one moment, and whether it still is that: the structure of its modules, and samples of its weights.
+"""What a model is at one moment, and whether it still is that: the structure of its modules, samples of its weights.
 
     structure   per module its class, hooks, own forward, children, parametrizations, `training` and plain attributes;
                 per tensor identity, pointer, version, shape, strides, dtype; the functions and configs that runs use
@@ -60,7 +60,7 @@ def offloaded(module: nn.Module) -> Mapping[str, Tensor] | None:
     maps = [hook.weights_map for hook in _accelerate(module) if getattr(hook, "offload", False)]
     if not maps:
         return None
-    found = {}
+    found: dict[str, Tensor] = {}
     for weights in maps:
         names = [*module._parameters, *module._buffers]
         held = getattr(weights, "dataset", {})
@@ -95,7 +95,7 @@ def tensors(hf: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 
 def frozen(value: Any) -> Any:
-    """Return a copy of lists, dicts and sets, however deep, which would else change with what they are compared with."""
+    """Return a copy of lists, dicts and sets, however deep, so that they are not changed in place with the original."""
     if isinstance(value, dict):
         return {key: frozen(one) for key, one in value.items()}
     if isinstance(value, list | tuple | set | frozenset):
@@ -134,7 +134,7 @@ class _Seen:
 
     path: str
     module: nn.Module
-    kind: type
+    kind: type[nn.Module]
     values: Mapping[str, Any]
 
 
@@ -295,7 +295,7 @@ def _decides(now: Any, before: Any) -> bool:
     return all(is_plain(value) or callable(value) for value in (now, before))
 
 
-def _functions(kinds: set[type]) -> Iterator[tuple[dict[str, Any], str, Callable[..., Any]]]:
+def _functions(kinds: set[type[nn.Module]]) -> Iterator[tuple[dict[str, Any], str, Callable[..., Any]]]:
     """Yield the functions that the classes' forwards call by a global name, with the names that they stand in."""
     for kind in kinds:
         forward = plain_forward(kind)
