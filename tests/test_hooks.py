@@ -1,6 +1,8 @@
 """Hooks: where they act, that they go away, and what blocks may take and return (rules 3 and 5)."""
 
 import copy
+import threading
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -10,25 +12,60 @@ from torch import Tensor, nn
 
 import families
 from conftest import tiny_model
-from patchscopes.hooks import Entry, LayerWrite, Places, capture, enter, patch, replaced, returns_tuples
+from patchscopes.hooks import Entry, LayerWrite, Places, called_by, capture, enter, patch, returns_tuples
 from patchscopes.models import Model, wrap_in_memory
 
 IDS = torch.tensor([[17, 33, 60, 21], [80, 41, 27, 50]])
 
 
-def n_hooks(model: Model) -> int:
+def n_hooks(hf: nn.Module) -> int:
     """Hooks of ours that are registered: transformers leaves some of its own, once it was asked for hidden states."""
-    registered = [
-        hook for m in model.hf.modules() for hook in (*m._forward_hooks.values(), *m._forward_pre_hooks.values())
-    ]
+    registered = [hook for m in hf.modules() for hook in (*m._forward_hooks.values(), *m._forward_pre_hooks.values())]
     functions = [hook.func if isinstance(hook, partial) else hook for hook in registered]
     return sum(function.__module__ == "patchscopes.hooks" for function in functions)
 
 
-def test_a_hook_that_stays_would_be_counted(llama: Model) -> None:
-    with patch(llama, [write(2, (0,), (1,), 1.0)]), capture(llama, {1: Places((0,), (1,)), 0: Places((0,), (0,))}):
-        assert n_hooks(llama) == 3
-    assert n_hooks(llama) == 0
+def test_hooks_stand_on_private_modules_and_go(llama: Model) -> None:
+    places = {1: Places((0,), (1,)), 0: Places((0,), (0,))}
+    with llama.running() as tree:
+        with patch(llama, [write(2, (0,), (1,), 1.0)]), capture(llama, places):
+            assert n_hooks(tree.hf) == 3
+            assert n_hooks(llama.hf) == 0
+        assert n_hooks(tree.hf) == 0
+
+
+def test_a_model_that_cannot_be_copied_has_hooks_that_act_in_this_thread_alone() -> None:
+    hf = copy.deepcopy(families.build("llama"))
+    hf.forward = Opaque(hf.forward)  # type: ignore[method-assign]
+    model, plain = wrap_in_memory(hf, families.tiny_tokenizer()), tiny_model("llama")
+    with patch(plain, [write(2, (0,), (1,), 1.0)]):
+        expected = plain.all_logits(IDS)
+    elsewhere: list[Tensor] = []
+    with patch(model, [write(2, (0,), (1,), 1.0)]):
+        assert torch.equal(model.all_logits(IDS), expected)
+        other = threading.Thread(target=lambda: elsewhere.append(hf(input_ids=IDS).logits))
+        other.start()
+        other.join()
+        assert n_hooks(hf) == 1
+    assert torch.equal(elsewhere[0], plain.all_logits(IDS))
+    assert torch.equal(model.all_logits(IDS), plain.all_logits(IDS))
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in hf.modules())
+
+
+class Opaque:
+    """A forward that hides which module it is of."""
+
+    def __init__(self, forward: Any) -> None:
+        self.call = [forward]
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.call[0](*args, **kwargs)
+
+
+def n_on(model: Model) -> int:
+    """Hooks of ours that stand on the model itself, or stayed on a private tree of it."""
+    with model.running() as tree:
+        return n_hooks(model.hf) + n_hooks(tree.hf)
 
 
 def write(layer: int, rows: tuple[int, ...], columns: tuple[int, ...], value: float) -> LayerWrite:
@@ -68,11 +105,12 @@ class Adapter(nn.Module):
 
 @pytest.fixture
 def by_keyword() -> Model:
-    model = wrap_in_memory(copy.deepcopy(families.build("llama")), families.tiny_tokenizer())
-    layers = model.hf.get_submodule("model.layers")
-    blocks = [CalledByKeyword(block) for block in layers.children()]
+    hf = copy.deepcopy(families.build("llama"))
+    layers: Any = hf.get_submodule("model.layers")
+    blocks = [CalledByKeyword(block) for block in layers]
     for index, block in enumerate(blocks):
-        layers[index] = Adapter(block)  # type: ignore[index]
+        layers[index] = Adapter(block)
+    model = wrap_in_memory(hf, families.tiny_tokenizer())
     model.blocks = blocks
     return model
 
@@ -102,16 +140,12 @@ class Talkative(nn.Module):
 
 def test_a_tuple_keeps_its_other_entries(llama: Model) -> None:
     block = Talkative(nn.Identity())
-    blocks, llama_blocks = (block,), llama.blocks
     stream = torch.zeros(1, 3, llama.d_model)
-    llama.blocks = blocks
-    try:
+    with llama.running() as tree, llama.run_by(replace(tree, blocks=(block,))):
         with patch(llama, [write(1, (0,), (2,), 7.0)]):
             output = block(stream)
         with capture(llama, {1: Places((0,), (2,))}) as states:
             unpatched = block(stream)
-    finally:
-        llama.blocks = llama_blocks
     assert isinstance(output, tuple)
     assert output[1:] == ("attention weights", None)
     assert output[0][0, 2].eq(7).all()
@@ -123,34 +157,35 @@ def test_a_tuple_keeps_its_other_entries(llama: Model) -> None:
 
 def test_the_other_arguments_of_block_1_stay_as_they_are(llama: Model) -> None:
     seen: list[tuple[int, list[str]]] = []
-    before = llama.blocks[0].register_forward_pre_hook(
-        lambda _, args, kwargs: seen.append((len(args), sorted(kwargs))), with_kwargs=True
-    )
-    llama.all_logits(IDS)
-    before.remove()
-    with patch(llama, [write(0, (0,), (1,), 1.0)]):
-        after = llama.blocks[0].register_forward_pre_hook(
-            lambda _, args, kwargs: seen.append((len(args), sorted(kwargs))), with_kwargs=True
-        )
+
+    def note(_: nn.Module, args: Any, kwargs: Any) -> None:
+        seen.append((len(args), sorted(kwargs)))
+
+    with llama.running() as tree:
+        before = tree.blocks[0].register_forward_pre_hook(note, with_kwargs=True)
         llama.all_logits(IDS)
-        after.remove()
+        before.remove()
+        with patch(llama, [write(0, (0,), (1,), 1.0)]):
+            after = tree.blocks[0].register_forward_pre_hook(note, with_kwargs=True)
+            llama.all_logits(IDS)
+            after.remove()
     assert seen[0] == seen[1]
 
 
 @pytest.mark.parametrize("layer", [0, 2, 4])
 def test_nothing_stays_registered_after_an_exception(llama: Model, layer: int) -> None:
-    assert n_hooks(llama) == 0
+    assert n_on(llama) == 0
     with pytest.raises(KeyError), patch(llama, [write(layer, (0,), (1,), 1.0)]):
         raise KeyError
     with pytest.raises(KeyError), capture(llama, {layer: Places((0,), (1,)), 1: Places((0,), (0,))}):
         raise KeyError
-    assert n_hooks(llama) == 0
+    assert n_on(llama) == 0
 
 
 def test_nothing_stays_registered_where_the_forward_pass_itself_fails(llama: Model) -> None:
     with pytest.raises(IndexError), patch(llama, [write(2, (0,), (99,), 1.0)]):
         llama.all_logits(IDS)
-    assert n_hooks(llama) == 0
+    assert n_on(llama) == 0
 
 
 def test_nothing_stays_registered_where_a_later_layer_does_not_exist(llama: Model) -> None:
@@ -158,7 +193,7 @@ def test_nothing_stays_registered_where_a_later_layer_does_not_exist(llama: Mode
         pass
     with pytest.raises(IndexError), capture(llama, {1: Places((0,), (1,)), 99: Places((0,), (1,))}):
         pass
-    assert n_hooks(llama) == 0
+    assert n_on(llama) == 0
 
 
 def test_each_row_is_written_at_its_own_place_and_layer(llama: Model) -> None:
@@ -196,7 +231,7 @@ def test_the_same_place_twice_takes_the_later_write(llama: Model) -> None:
 
 def test_no_capture_and_no_write_leave_the_model_alone(llama: Model) -> None:
     with patch(llama, []), capture(llama, {}) as states:
-        assert n_hooks(llama) == 0
+        assert n_on(llama) == 0
         llama.all_logits(IDS)
     assert states == {}
 
@@ -236,79 +271,81 @@ def test_rows_that_start_at_their_own_layers_are_as_plain_patched_runs(family: s
 def test_a_block_runs_no_row_that_enters_above_it(llama: Model) -> None:
     sizes: list[int] = []
     returns_tuples(llama)  # which needs a pass of its own, once
-    handles = [
-        block.self_attn.register_forward_pre_hook(
-            lambda _, args, kwargs: sizes.append(len(args[0] if args else kwargs["hidden_states"])), with_kwargs=True
-        )
-        for block in llama.blocks
-    ]
+
+    def note(_: nn.Module, args: Any, kwargs: Any) -> None:
+        sizes.append(len(args[0] if args else kwargs["hidden_states"]))
+
     stream = torch.zeros(5, 4, llama.d_model)
-    with enter(llama, Entry([0, 1, 1, 3, 4], stream)):
-        llama.all_logits(ALONE.expand(5, -1))
-    with enter(llama, Entry([3, 3], stream[:2])):
-        llama.all_logits(IDS)
-    with enter(llama, Entry([0, 0], stream[:1], 1)):
-        llama.all_logits(IDS)
-    for handle in handles:
-        handle.remove()
+    with llama.running() as tree:
+        handles = [block.self_attn.register_forward_pre_hook(note, with_kwargs=True) for block in tree.blocks]  # type: ignore[operator,union-attr]
+        with enter(llama, Entry([0, 1, 1, 3, 4], stream)):
+            llama.all_logits(ALONE.expand(5, -1))
+        with enter(llama, Entry([3, 3], stream[:2])):
+            llama.all_logits(IDS)
+        with enter(llama, Entry([0, 0], stream[:1], 1)):
+            llama.all_logits(IDS)
+        for handle in handles:
+            handle.remove()
     assert sizes == [1, 3, 3, 4, 2, 2, 2, 2, 2], "blocks 1 to 4; block 4 alone; all, from layer 0"
 
 
+@pytest.mark.parametrize("place", [0, 1, 3])
+@pytest.mark.parametrize("before", [True, False], ids=["pre-hook", "hook"])
+def test_a_callers_hook_on_a_block_meets_each_row_that_runs_it_once(place: int, before: bool) -> None:  # noqa: FBT001
+    """Rows that wait have met it already, with the prompt that they start from, or never will."""
+    hf = copy.deepcopy(families.build("llama"))
+    if before:
+        hf.get_submodule(f"model.layers.{place}").register_forward_pre_hook(lambda _, args: (args[0] * 1.5, *args[1:]))
+    else:
+        hf.get_submodule(f"model.layers.{place}").register_forward_hook(lambda _, __, output: output * 1.5)
+    model = wrap_in_memory(hf, families.tiny_tokenizer())
+    layers = range(model.n_layers + 1)
+    states = states_of(model)
+    vector = torch.linspace(-1, 1, model.d_model)
+    stream = torch.stack([states[layer].clone() for layer in layers])
+    stream[:, 2] = vector
+    with enter(model, Entry([0, 0, *layers], stream, 2)):
+        found = model.all_logits(ALONE.expand(2 + len(layers), -1))
+    assert torch.allclose(found[0], model.all_logits(ALONE)[0], atol=1e-4)
+    for row, layer in enumerate(layers, start=2):
+        with patch(model, [LayerWrite(layer, Places((0,), (2,)), vector[None])]):
+            assert torch.allclose(found[row], model.all_logits(ALONE)[0], atol=1e-4), layer
+
+
 def test_blocks_are_themselves_again_after_entering_whatever_happens(llama: Model) -> None:
-    before = [dict(block.__dict__) for block in llama.blocks]
     entry = Entry([1, 2], torch.zeros(2, 4, llama.d_model))
-    with enter(llama, entry):
-        assert "forward" in llama.blocks[0].__dict__
-    with pytest.raises(KeyError), enter(llama, entry):
-        raise KeyError
-    with pytest.raises(RuntimeError), enter(llama, Entry([1, 2], torch.zeros(2, 3, llama.d_model))):
-        llama.all_logits(IDS)
-    assert [dict(block.__dict__) for block in llama.blocks] == before
-    assert n_hooks(llama) == 0
+    with llama.running() as tree:
+        before = [dict(block.__dict__) for block in tree.blocks]
+        with enter(llama, entry):
+            assert tree.blocks[0].__dict__["_compiled_call_impl"] is not None
+        with pytest.raises(KeyError), enter(llama, entry):
+            raise KeyError
+        with pytest.raises(RuntimeError), enter(llama, Entry([1, 2], torch.zeros(2, 3, llama.d_model))):
+            llama.all_logits(IDS)
+        assert [dict(block.__dict__) for block in tree.blocks] == before
+    assert n_on(llama) == 0
 
 
-def test_a_replaced_module_runs_by_the_function_and_gets_back_what_it_had() -> None:
-    plain, own = nn.Linear(2, 2), nn.Linear(2, 2)
-    of_its_own = lambda x: x + 5  # noqa: E731
-    own.forward = of_its_own  # type: ignore[method-assign]
+def test_a_module_is_called_by_the_function_and_then_by_itself_again() -> None:
+    plain = nn.Linear(2, 2)
+    met: list[str] = []
+    plain.register_forward_hook(lambda *_: met.append("hook"))
     x = torch.ones(1, 2)
     expected = plain(x)
-    with replaced({plain: lambda x: x * 2, own: lambda x: x * 3}):
+    with called_by({plain: lambda x: x * 2}):
         assert plain(x).eq(2).all()
-        assert own(x).eq(3).all()
-        with replaced({plain: lambda x: x * 7}):
+        with called_by({plain: lambda x: x * 7}):
             assert plain(x).eq(7).all()
         assert plain(x).eq(2).all(), "the outer one is back"
+    assert met == ["hook"], "hooks are left to the function"
     assert torch.equal(plain(x), expected)
-    assert "forward" not in plain.__dict__
-    assert own.forward is of_its_own
-    with pytest.raises(KeyError), replaced({plain: lambda x: x * 2, own: lambda x: x * 3}):
+    with pytest.raises(KeyError), called_by({plain: lambda x: x * 2}):
         raise KeyError
     assert torch.equal(plain(x), expected)
-    assert own(x).eq(6).all()
-
-
-def test_the_blocks_of_a_replaced_model_enter_by_what_replaced_them(llama: Model) -> None:
-    """`enter` inside `replaced`: rows run by the function that stands in, and all of it goes away."""
-    block, scale = llama.blocks[1], 0.0
-
-    def halved(stream: Tensor, *_: Any, **__: Any) -> Tensor:
-        return stream * scale
-
-    stream = torch.ones(2, 4, llama.d_model)
-    with (
-        replaced({block: halved}),
-        enter(llama, Entry([1, 2], stream)),
-        capture(llama, {2: Places((0, 1), (3, 3))}) as at,
-    ):
-        llama.all_logits(IDS)
-    assert at[2][0].eq(0).all(), "the first row ran through block 2"
-    assert at[2][1].eq(1).all(), "the second begins above it"
-    assert "forward" not in block.__dict__
 
 
 @pytest.mark.parametrize(("family", "tuples"), [("llama", False), ("gpt2", False), ("bloom", True), ("falcon", True)])
 def test_what_blocks_return_is_found_by_a_pass(family: str, tuples: bool) -> None:
     model = wrap_in_memory(families.build(family), families.tiny_tokenizer())
     assert returns_tuples(model) == tuples
-    assert n_hooks(model) == 0
+    assert n_on(model) == 0

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 import pytest
 import torch
 from torch import Tensor
-from transformers import AttentionInterface
 
 from conftest import tiny_model
 from patchscopes.compute import compute_of
@@ -172,12 +171,13 @@ def test_a_model_may_be_told_to_copy_its_prefixes(llama: Model) -> None:
 def test_the_models_own_attention_is_back_after_a_pass_whatever_happens(llama: Model) -> None:
     before = llama.hf.config._attn_implementation
     rows = rows_on(llama, IDS[:3], 1, 6)
-    with rows.running(0, 1, 1):
-        assert llama.hf.config._attn_implementation.startswith("patchscopes")
-    with pytest.raises(KeyError), rows.running(0, 1, 1):
-        raise KeyError
-    assert llama.hf.config._attn_implementation == before
-    assert not [name for name in AttentionInterface._global_mapping if name.startswith("patchscopes")]
+    with compute_of(llama).installed(), llama.running() as tree:
+        with rows.running(0, 1, 1):
+            assert tree.config._attn_implementation == "patchscopes"
+            assert llama.hf.config._attn_implementation == before, "the caller's own is never touched"
+        with pytest.raises(KeyError), rows.running(0, 1, 1):
+            raise KeyError
+        assert tree.config._attn_implementation == before
     assert rows.lengths.tolist() == [1], "a pass that failed has added nothing"
 
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from patchscopes.errors import ModelChangedError
 from patchscopes.mappings import Transfer
-from patchscopes.numbers import prove, prove_again
+from patchscopes.proof import prove, prove_again
 
 # A look may take this share of the time since the last one.
 SHARE = 1 / 50

@@ -27,7 +27,7 @@ from patchscopes.kv import Rows, copy_prefixes, recorded, recording_cache, shari
 from patchscopes.layout import Layout
 from patchscopes.models import Inputs, Model
 from patchscopes.models.architectures import TABLE
-from patchscopes.numbers import some_ids
+from patchscopes.proof import some_ids
 from patchscopes.rng import philox
 from patchscopes.spec import Ids
 from patchscopes.vectors import rescaled

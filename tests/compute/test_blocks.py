@@ -1,8 +1,8 @@
 """Norms, gated MLPs and rotary embeddings: which are found, and that they are the same and go away."""
 
 import copy
-import sys
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -15,8 +15,8 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 import families
 from conftest import tiny_model
 from patchscopes import kernels
-from patchscopes.compute import Compute, compute_of, linear
-from patchscopes.compute.blocks import mlp_function, norm_function, rotary_installed, rotary_places
+from patchscopes.compute import Compute, blocks, compute_of, linear
+from patchscopes.compute.blocks import mlp_function, norm_function, rotary_functions
 from patchscopes.models import Model, wrap_in_memory
 
 if kernels.native().library is None or not linear.available():
@@ -109,8 +109,8 @@ def test_what_is_found_in_whole_models() -> None:
     assert {"Linear", "Gemma3RMSNorm", "Gemma3MLP"} <= kinds(compute_of(tiny_model("gemma3")))
     assert kinds(compute_of(tiny_model("gpt2"))) == {"Conv1D"}
     assert tiny_model("llama").final_norm in compute_of(tiny_model("llama")).forwards
-    assert compute_of(tiny_model("llama")).rotary == [modeling_llama]
-    assert compute_of(tiny_model("gpt2")).rotary == []
+    assert list(compute_of(tiny_model("llama")).rotary) == [modeling_llama.apply_rotary_pos_emb]
+    assert compute_of(tiny_model("gpt2")).rotary == {}
 
 
 @pytest.mark.parametrize("family", families.FAMILIES)
@@ -123,29 +123,58 @@ def test_models_run_the_same_with_what_stands_in(family: str) -> None:
     assert torch.equal(model.all_logits(IDS), expected), "and as before when it is taken away"
 
 
-def test_everything_is_itself_again_after_an_exception(llama: Model) -> None:
+def test_functions_stand_in_on_private_modules_alone(llama: Model) -> None:
     compute = compute_of(llama)
     original = modeling_llama.apply_rotary_pos_emb
-    with compute.installed():
-        assert modeling_llama.apply_rotary_pos_emb is not original
-        assert all("forward" in module.__dict__ for module in compute.forwards)
+    before = [dict(module.__dict__) for module in llama.hf.modules()]
+    with compute.installed(), llama.running() as tree:
+        private = [module for module in tree.hf.modules() if "forward" in module.__dict__]
+        assert len(private) == len(compute.forwards) + llama.n_layers, "and attention, for its rotary embedding"
+        assert modeling_llama.apply_rotary_pos_emb is original
+        assert [dict(module.__dict__) for module in llama.hf.modules()] == before
+        assert not set(private) & set(llama.hf.modules())
     with pytest.raises(KeyError), compute.installed():
         raise KeyError
-    assert modeling_llama.apply_rotary_pos_emb is original
     assert not any("forward" in module.__dict__ for module in llama.hf.modules())
 
 
+def test_one_tree_is_lent_to_one_pass_at_a_time(llama: Model) -> None:
+    compute = compute_of(llama)
+    with compute.trees.lent() as one, compute.trees.lent() as other:
+        assert one.hf is not other.hf
+    with compute.trees.lent() as again:
+        assert again in (one, other), "and made once"
+
+
+def test_modules_with_hooks_or_forwards_of_their_own_run_themselves() -> None:
+    hf = copy.deepcopy(families.build("llama"))
+    hooked = hf.get_submodule("model.layers.1.mlp.up_proj")
+    hooked.register_forward_hook(lambda _, __, output: output + 1)
+    own = hf.get_submodule("model.layers.2.input_layernorm")
+    own.forward = partial(type(own).forward, own)  # type: ignore[method-assign]
+    model = wrap_in_memory(hf, families.tiny_tokenizer())
+    forwards = compute_of(model).forwards
+    assert not {hooked, own, hf.get_submodule("model.layers.1.mlp")} & set(forwards)
+    assert hf.get_submodule("model.layers.1.mlp.gate_proj") in forwards
+    with compute_of(model).installed(), model.running() as tree:
+        assert {hooked, own} <= set(tree.hf.modules()), "the caller's very modules"
+
+
 @pytest.mark.parametrize("family", ["llama", "gemma3", "qwen3", "mixtral", "phi3"])
-def test_rotary_embeddings_that_turn_halves_are_found(family: str) -> None:
+def test_rotary_embeddings_that_turn_halves_are_found_and_run(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_model(family)
-    places = rotary_places(model.blocks)
-    assert [place.__name__ for place in places] == [type(model.blocks[0]).__module__]
+    calls: list[int] = []
+    rotated = blocks._rotated
+    monkeypatch.setattr(blocks, "_rotated", lambda *args: calls.append(1) or rotated(*args))
+    with compute_of(model).installed():
+        model.all_logits(IDS)
+    assert len(calls) == 2 * model.n_layers, "of queries and keys in each block"
 
 
 @pytest.mark.parametrize("family", ["cohere", "gptj", "bloom", "opt"])
 def test_others_are_not(family: str) -> None:
     """Cohere pairs neighbours, GPT-J has a function of its own, and the others turn nothing."""
-    assert rotary_places(tiny_model(family).blocks) == []
+    assert rotary_functions(part for block in tiny_model(family).blocks for part in block.modules()) == {}
 
 
 def test_rotary_falls_back_where_its_input_is_of_another_kind() -> None:
@@ -161,17 +190,13 @@ def test_rotary_falls_back_where_its_input_is_of_another_kind() -> None:
         (q.bfloat16(), k.bfloat16(), cos.bfloat16(), sin.bfloat16()),
     ]
     by_head = q.transpose(1, 2), k.transpose(1, 2), cos, sin
-    with rotary_installed([sys.modules[modeling_llama.__name__]]):
-        installed = modeling_llama.apply_rotary_pos_emb
-        for call in calls:
-            for found, expected in zip(installed(*call), original(*call), strict=True):
-                assert found.shape == expected.shape
-                assert torch.allclose(found, expected, atol=1e-6)
-        for found, expected in zip(
-            installed(*by_head, unsqueeze_dim=2), original(*by_head, unsqueeze_dim=2), strict=True
-        ):
-            assert torch.equal(found, expected)
-    assert modeling_llama.apply_rotary_pos_emb is original
+    (stands_in,) = rotary_functions(tiny_model("llama").blocks[0].modules()).values()
+    for call in calls:
+        for found, expected in zip(stands_in(*call), original(*call), strict=True):
+            assert found.shape == expected.shape
+            assert torch.allclose(found, expected, atol=1e-6)
+    for found, expected in zip(stands_in(*by_head, unsqueeze_dim=2), original(*by_head, unsqueeze_dim=2), strict=True):
+        assert torch.equal(found, expected)
 
 
 # ------------------------------------------------------------------------------------------------- weights that change
@@ -184,6 +209,7 @@ def own() -> Model:
 
 
 def installed_logits(model: Model) -> Tensor:
+    model.current()
     with compute_of(model).installed():
         return model.all_logits(IDS)
 
@@ -201,8 +227,8 @@ def test_weights_changed_in_place_are_noticed(own: Model, path: str) -> None:
     first = compute_of(own)
     with torch.no_grad():
         own.hf.get_submodule(path).weight.mul_(1.5)  # type: ignore[operator,union-attr]
-    assert compute_of(own) is not first
     assert torch.allclose(installed_logits(own), own.all_logits(IDS), rtol=1e-4, atol=2e-4)
+    assert compute_of(own) is not first
 
 
 def test_weights_that_are_exchanged_are_noticed(own: Model) -> None:
@@ -210,30 +236,16 @@ def test_weights_that_are_exchanged_are_noticed(own: Model) -> None:
     projection = own.hf.get_submodule("model.layers.1.mlp.up_proj")
     old = projection.weight.detach().clone()  # type: ignore[operator,union-attr]
     projection.weight = nn.Parameter(drawn(*old.shape), requires_grad=False)  # type: ignore[arg-type]
-    assert compute_of(own) is not first
     assert torch.allclose(installed_logits(own), own.all_logits(IDS), rtol=1e-4, atol=2e-4)
+    assert compute_of(own) is not first
     second = compute_of(own)
     own.hf.load_state_dict({**own.hf.state_dict(), "model.layers.1.mlp.up_proj.weight": old})
-    assert compute_of(own) is not second
     assert torch.allclose(installed_logits(own), tiny_model("llama").all_logits(IDS), rtol=1e-4, atol=2e-4)
+    assert compute_of(own) is not second
 
 
 def test_other_dtypes_run_by_their_own_modules(own: Model) -> None:
     half = wrap_in_memory(own.hf.to(torch.bfloat16), families.tiny_tokenizer())
     compute = compute_of(half)
-    assert (compute.forwards, compute.rotary) == ({}, [])
+    assert (compute.forwards, compute.rotary) == ({}, {})
     assert torch.equal(installed_logits(half), half.all_logits(IDS))
-
-
-def test_rotary_is_the_original_again_however_runs_end() -> None:
-    """Two models of one family may run at once, and the first to begin may be the first to end."""
-    model = tiny_model("llama")
-    places = rotary_places(model.blocks)
-    assert places
-    before = [place.apply_rotary_pos_emb for place in places]
-    one, other = rotary_installed(places), rotary_installed(places)
-    one.__enter__()
-    other.__enter__()
-    one.__exit__(None, None, None)
-    other.__exit__(None, None, None)
-    assert [place.apply_rotary_pos_emb for place in places] == before
