@@ -181,7 +181,7 @@ def test_a_target_model_and_a_mapping_are_named(tmp_path: Path) -> None:
     assert spec.options == {"mapping": str(tmp_path / "f.safetensors")}
     plain = read_spec(written(tmp_path, {"sources": ["x"]}))
     assert (plain.target_model, plain.options) == (None, {})
-    assert "target_model is 3; it must be a text or null" in refused(
+    assert "target_model is 3; it must be a text." in refused(
         written(tmp_path, {"sources": ["x"], "target_model": 3})
     )
 

@@ -5,18 +5,20 @@ import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import partial, wraps
+from numbers import Real
 from os import PathLike
-from pathlib import Path
 from types import MappingProxyType
-from typing import Any, TypedDict, Unpack, get_args
+from typing import Protocol, TypedDict, Unpack, get_args
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from patchscopes.engine import Engine, default_memory_bytes
 from patchscopes.errors import OptionError, PatchscopesWarning
+from patchscopes.given import several, several_sources, texts
 from patchscopes.mappings import Mappings, Transfer
 from patchscopes.models import LoadOptions, Model, load_by_name, wrap_in_memory
+from patchscopes.numbers import plain, whole
 from patchscopes.plan import Budget, Runner
 from patchscopes.prompts import find_prompt
 from patchscopes.reference import Reference
@@ -26,15 +28,17 @@ from patchscopes.results import Results
 from patchscopes.run import Inspection, collector_paused
 from patchscopes.selfcheck import check_model, require
 from patchscopes.settings import Settings
-from patchscopes.sources import plain_position
 from patchscopes.spec import Bos, Decoding, InspectionPrompt, Readout, ReadoutKind, Row, Source, Sweep
+from patchscopes.store import run_folder
 
 DEFAULT_CONTROLS = ("unpatched", "random-state")
 BOS_CHOICES = ("auto", "always", "never")
 RUNNERS: Mapping[str, Callable[[Transfer], Runner]] = MappingProxyType({"engine": Engine, "reference": Reference})
 
-Sources = str | Source | Sequence[str | Source]
+# Beside these, sources may be a DataFrame or an open file (see `patchscopes.given`).
+Sources = str | Source | Iterable[str | Source]
 Prompts = str | InspectionPrompt | Sequence[str | InspectionPrompt]
+Texts = str | Sequence[str]
 
 
 def load(
@@ -84,7 +88,7 @@ def load(
 
 
 class InspectOptions(TypedDict, total=False):
-    """Options.
+    """Options. None stands for an option's default, and NumPy's whole numbers for Python's.
 
     prompt: the inspection prompt(s): a library name, or text with `{}` where the state is written.
     at: which token of a source: "last", "all", a position (−1 is the last), a phrase (its last token),
@@ -116,29 +120,29 @@ class InspectOptions(TypedDict, total=False):
     run: a directory that keeps rows as they finish; the same call again does only what remains.
     """
 
-    prompt: Prompts
-    at: str | int
-    source_layers: Layers
-    target_layers: Layers
-    readout: ReadoutKind
-    candidates: str | Sequence[str]
-    max_new_tokens: int
-    stop: str | Sequence[str]
-    expect: str | Sequence[str]
-    controls: Sequence[str]
-    draws: int
-    runner: str
+    prompt: Prompts | None
+    at: str | int | None
+    source_layers: Layers | None
+    target_layers: Layers | None
+    readout: ReadoutKind | None
+    candidates: Texts | None
+    max_new_tokens: int | None
+    stop: Texts | None
+    expect: Texts | None
+    controls: Sequence[str] | None
+    draws: int | None
+    runner: str | None
     placeholder: str | None
     target_at: str | int | None
     source_mask: str | None
     target_mask: str | None
     target_model: Model | None
     mapping: Mappings | str | PathLike[str] | None
-    seed: int
-    top_k: int
-    n_samples: int
-    temperature: float
-    bos: Bos
+    seed: int | None
+    top_k: int | None
+    n_samples: int | None
+    temperature: float | None
+    bos: Bos | None
     memory_bytes: int | None
     run: str | PathLike[str] | None
 
@@ -158,6 +162,23 @@ def stream(model: Model, sources: Sources, **options: Unpack[InspectOptions]) ->
     return (row for _, row in inspection.rows())
 
 
+class _Prepares(Protocol):
+    """What `prepare` looks like from outside."""
+
+    def __call__(self, model: Model, sources: Sources, **options: Unpack[InspectOptions]) -> Inspection: ...
+
+
+def _none_is_default(verb: Callable[..., Inspection]) -> _Prepares:
+    """Let None stand for an option's default, so that callers can pass on what they were given."""
+
+    @wraps(verb)
+    def called(model: Model, sources: Sources, **options: Unpack[InspectOptions]) -> Inspection:
+        return verb(model, sources, **{name: value for name, value in options.items() if value is not None})
+
+    return called
+
+
+@_none_is_default
 def prepare(
     model: Model,
     sources: Sources,
@@ -193,26 +214,27 @@ def prepare(
     The Inspection's `.results()` runs it, `.rows()` yields rows as they finish, `.plan` says what it takes. With `run`,
     what remains is found, and its plan made, when it is run.
     """
+    draws, seed, top_k, n_samples, max_new_tokens = map(plain, (draws, seed, top_k, n_samples, max_new_tokens))
     transfer = _transfer(model, target_model, mapping)
-    answers = tuple(candidate.strip() for candidate in _strings(candidates))
+    answers = tuple(candidate.strip() for candidate in texts(candidates, "candidates"))
     _check_words(placeholder=placeholder, source_mask=source_mask, target_mask=target_mask)
     as_prompt = partial(find_prompt, placeholder=placeholder, at=target_at, mask=target_mask)
-    given = tuple(_source(text, as_prompt) for text in _several(sources))
+    given = tuple(_source(text, as_prompt) for text in several_sources(sources))
     readout = readout or ("candidates" if answers or any(source.candidates for source in given) else "text")
     _check_choices(readout=(readout, get_args(ReadoutKind)), runner=(runner, RUNNERS), bos=(bos, BOS_CHOICES))
     sweep = Sweep(
         sources=given,
-        prompts=tuple(map(as_prompt, _several(prompt))),
+        prompts=tuple(map(as_prompt, several(prompt, "prompt"))),
         source_layers=parse_layers(source_layers, model.n_layers),
         target_layers=_target_layers(target_layers, transfer.target),
-        at=plain_position(at),
+        at=plain(at),
         readout=Readout(readout, top_k),
-        decoding=Decoding(max_new_tokens, _strings(stop), float(temperature), seed, _eos_ids(transfer.target)),
+        decoding=Decoding(max_new_tokens, texts(stop, "stop"), _number(temperature), seed, _eos_ids(transfer.target)),
         candidates=answers,
         n_samples=n_samples,
-        controls=_strings(controls),
+        controls=texts(controls, "controls"),
         draws=draws,
-        expect=_strings(expect),
+        expect=texts(expect, "expect"),
         bos=bos,
         seed=seed,
         mask=source_mask,
@@ -225,8 +247,8 @@ def _inspection(
 ) -> Inspection:
     """The sweep, resolved and planned, with the runner of that name."""
     sweep = transfer.named(sweep)
+    folder = None if run is None else run_folder(run)
     resolved, budget = _resolved(transfer, sweep), _budget(transfer.target, memory_bytes)
-    folder = None if run is None else Path(run)
     inspection = Inspection(transfer, sweep, resolved, RUNNERS[runner], runner, budget, folder)
     if folder is None:
         with collector_paused():
@@ -256,7 +278,7 @@ def _resolved(transfer: Transfer, sweep: Sweep) -> Resolved:
     with collector_paused():
         resolved = resolve(transfer, sweep)
     for message in resolved.warnings:
-        warnings.warn(message, PatchscopesWarning, stacklevel=5)
+        warnings.warn(message, PatchscopesWarning, stacklevel=6)
     return resolved
 
 
@@ -269,19 +291,20 @@ def _eos_ids(model: Model) -> tuple[int, ...]:
     return tuple(sorted(model.eos_ids))
 
 
+def _number(value: object) -> float:
+    """A temperature as a plain float."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise OptionError(f"temperature is {value!r}; it must be a number, 0 (greedy) or more.")
+    return float(value)
+
+
 def _budget(model: Model, memory_bytes: int | None) -> Budget:
-    if memory_bytes is not None and memory_bytes <= 0:
-        raise OptionError(f"memory_bytes is {memory_bytes}; it must be above 0, or None for half of what is free.")
-    return Budget(memory_bytes if memory_bytes is not None else default_memory_bytes(model.device))
-
-
-def _several(value: Any) -> list[Any]:
-    """One thing or a sequence of things, as a list."""
-    if isinstance(value, str | Source | InspectionPrompt):
-        return [value]
-    if not isinstance(value, Iterable) or isinstance(value, Mapping):
-        raise OptionError(f"a text or a sequence of texts is needed, not a {type(value).__name__}: {value!r}.")
-    return list(value)
+    n_bytes = default_memory_bytes(model.device) if memory_bytes is None else whole(memory_bytes)
+    if n_bytes is None or n_bytes <= 0:
+        raise OptionError(
+            f"memory_bytes is {memory_bytes!r}; it must be a whole number above 0, or None for half of what is free."
+        )
+    return Budget(n_bytes)
 
 
 def _source(value: str | Source, as_prompt: Callable[[str | InspectionPrompt], InspectionPrompt]) -> Source:
@@ -289,33 +312,27 @@ def _source(value: str | Source, as_prompt: Callable[[str | InspectionPrompt], I
         for name, word in (("item", value.item), ("kind", value.kind), ("mask", value.mask)):
             if not isinstance(word, str | None):
                 raise OptionError(f"the {name} of a source is a text or None, not a {type(word).__name__}: {word!r}.")
-        candidates = tuple(candidate.strip() for candidate in _strings(value.candidates))
+        candidates = tuple(candidate.strip() for candidate in texts(value.candidates, "a source's candidates"))
         if not isinstance(value.prompt, str | InspectionPrompt | None):
             raise OptionError(
                 "the prompt of a source is a text, an InspectionPrompt or None, not a "
                 f"{type(value.prompt).__name__}: {value.prompt!r}."
             )
         prompt = None if value.prompt is None else as_prompt(value.prompt)
-        expect = _strings(value.expect)
-        split, at = _pieces(value.split), plain_position(value.at)
+        expect = texts(value.expect, "a source's expect")
+        split, at = _pieces(value.split), plain(value.at)
         return replace(value, at=at, expect=expect, candidates=candidates, split=split, prompt=prompt)
     if not isinstance(value, str):
         raise OptionError(f"a source is a text or a Source, not a {type(value).__name__}: {value!r}.")
-    return Source(value)
+    return Source(str(value))
 
 
 def _pieces(split: object) -> tuple[str, ...]:
+    if split is None:
+        return ()
     if not isinstance(split, Sequence) or isinstance(split, str):
         raise OptionError(f"the split of a source is a sequence of its pieces, not {split!r}.")
-    return _strings(split)
-
-
-def _strings(value: str | Sequence[str]) -> tuple[str, ...]:
-    values = (value,) if isinstance(value, str) else tuple(value)
-    for one in values:
-        if not isinstance(one, str):
-            raise OptionError(f"a text is needed, not a {type(one).__name__}: {one!r}.")
-    return values
+    return texts(split, "a source's split")
 
 
 def _check_words(**options: object) -> None:
@@ -326,7 +343,7 @@ def _check_words(**options: object) -> None:
 
 def _check_choices(**options: tuple[str, Iterable[str]]) -> None:
     for option, (value, choices) in options.items():
-        if value not in choices:
+        if value not in tuple(choices):  # a list, which no mapping takes as a key, is told as well
             raise OptionError(f"{option} is {value!r}; it must be one of {', '.join(choices)}.")
 
 

@@ -61,7 +61,7 @@ def test_how_candidates_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert read_candidates("a,b") == ("c",), "a path that exists is a file"
     for name, data, said in (
         ("e.txt", b"\n \n", "holds no candidate"),
-        ("l.txt", b"caf\xe9\n", "is not UTF-8 .byte 3"),
+        ("l.txt", b"caf\xe9\n", "is not UTF-8: byte 0xe9 in line 1"),
     ):
         (tmp_path / name).write_bytes(data)
         with pytest.raises(OptionError, match=said):
