@@ -181,9 +181,7 @@ def test_a_target_model_and_a_mapping_are_named(tmp_path: Path) -> None:
     assert spec.options == {"mapping": str(tmp_path / "f.safetensors")}
     plain = read_spec(written(tmp_path, {"sources": ["x"]}))
     assert (plain.target_model, plain.options) == (None, {})
-    assert "target_model is 3; it must be a text." in refused(
-        written(tmp_path, {"sources": ["x"], "target_model": 3})
-    )
+    assert "target_model is 3; it must be a text." in refused(written(tmp_path, {"sources": ["x"], "target_model": 3}))
 
 
 def test_sources_have_masks_and_prompts_of_their_own(tmp_path: Path) -> None:

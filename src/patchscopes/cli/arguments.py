@@ -31,8 +31,8 @@ class TextCommand(click.Command):
         try:
             return super().parse_args(ctx, [*options, END, *texts])
         except click.NoSuchOption as error:
-            error.message += " A text that begins with a dash goes behind --."
-            raise
+            message = f"{error.message} A text that begins with a dash goes behind --."
+            raise click.NoSuchOption(error.option_name, message, error.possibilities, error.ctx) from None
 
 
 def _may_be_option(argument: str) -> bool:

@@ -1,6 +1,8 @@
 """`patchscopes inspect`: sources in, rows out."""
 
 import gc
+import os
+import sys
 import time
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, get_args
@@ -9,6 +11,7 @@ import click
 
 from patchscopes.cli.arguments import TextCommand
 from patchscopes.cli.interrupts import EXIT_INTERRUPTED, uninterrupted
+from patchscopes.cli.streams import is_closed
 from patchscopes.cli.values import SELF_CONTAINED, WORDS, chosen_format, output_options, read_values
 from patchscopes.sources import KEYS, read_sources
 from patchscopes.spec import ReadoutKind, Row
@@ -122,6 +125,8 @@ def inspect_command(**options: Any) -> int:
         from patchscopes.store import check_folder
 
         check_folder(options["run"])
+        if out is None and is_closed(sys.stdout):  # the rows are kept all the same
+            out = os.devnull
     if explain:
         explain_work(_prepare(sources, options))
         return 0

@@ -61,8 +61,8 @@ def main() -> None:
     code = interrupts.code(run(sys.argv[1:]))
     if escapes.n:
         click.echo(
-            f"warning: standard output is {escapes.encoding}, and {escapes.n:,} characters that it lacks are "
-            "written as escapes; --out writes UTF-8, and PYTHONIOENCODING=utf-8 makes standard output UTF-8",
+            f"warning: standard output is {escapes.encoding}; {escapes.n:,} of the characters are not in it and are "
+            "written as escapes. --out writes UTF-8, and PYTHONIOENCODING=utf-8 makes standard output UTF-8",
             err=True,
         )
     # An interrupt that passed through code run from a string (imports do that) leaves a mark in CPython, which would
