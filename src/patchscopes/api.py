@@ -168,17 +168,17 @@ class _Prepares(Protocol):
     def __call__(self, model: Model, sources: Sources, **options: Unpack[InspectOptions]) -> Inspection: ...
 
 
-def _none_is_default(verb: Callable[..., Inspection]) -> _Prepares:
-    """Let None stand for an option's default, so that callers can pass on what they were given."""
+def _plainly(verb: Callable[..., Inspection]) -> _Prepares:
+    """Let None stand for an option's default, and whole numbers of other libraries for Python's."""
 
     @wraps(verb)
     def called(model: Model, sources: Sources, **options: Unpack[InspectOptions]) -> Inspection:
-        return verb(model, sources, **{name: value for name, value in options.items() if value is not None})
+        return verb(model, sources, **{name: plain(value) for name, value in options.items() if value is not None})
 
     return called
 
 
-@_none_is_default
+@_plainly
 def prepare(
     model: Model,
     sources: Sources,
@@ -214,7 +214,6 @@ def prepare(
     The Inspection's `.results()` runs it, `.rows()` yields rows as they finish, `.plan` says what it takes. With `run`,
     what remains is found, and its plan made, when it is run.
     """
-    draws, seed, top_k, n_samples, max_new_tokens = map(plain, (draws, seed, top_k, n_samples, max_new_tokens))
     transfer = _transfer(model, target_model, mapping)
     answers = tuple(candidate.strip() for candidate in texts(candidates, "candidates"))
     _check_words(placeholder=placeholder, source_mask=source_mask, target_mask=target_mask)
@@ -227,7 +226,7 @@ def prepare(
         prompts=tuple(map(as_prompt, several(prompt, "prompt"))),
         source_layers=parse_layers(source_layers, model.n_layers),
         target_layers=_target_layers(target_layers, transfer.target),
-        at=plain(at),
+        at=at,
         readout=Readout(readout, top_k),
         decoding=Decoding(max_new_tokens, texts(stop, "stop"), _number(temperature), seed, _eos_ids(transfer.target)),
         candidates=answers,
