@@ -24,8 +24,10 @@ class TextCommand(click.Command):
                 texts += rest
             elif _may_be_option(argument):
                 options.append(argument)
-                if argument in takes_value:
-                    options += [value for value in (next(rest, None),) if value is not None]
+                if argument in takes_value and (value := next(rest, None)) is not None:
+                    options.append(value)
+                elif argument in takes_value:
+                    return super().parse_args(ctx, options)  # which says that its value is missing
             else:
                 texts.append(argument)
         try:
