@@ -1,6 +1,8 @@
 """What Python callers hand over for texts: DataFrames, open files, and what holds no texts."""
 
 import io
+import subprocess
+import sys
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -17,6 +19,7 @@ from patchscopes.errors import OptionError, PatchscopesWarning, StoreError
 from patchscopes.given import several, several_sources, texts
 from patchscopes.models import Model
 from patchscopes.spec import Source
+from patchscopes.studies.setup import Setup, StudyOptions
 
 TWO = ["the cat", "hello"]
 FAST: Any = MappingProxyType({"prompt": "x {} ->", "source_layers": 1, "max_new_tokens": 2, "controls": ()})
@@ -130,3 +133,40 @@ def test_other_types_are_told_in_words(llama: Model, option: str, value: object)
 def test_a_run_has_a_name(llama: Model, run: Any) -> None:
     with pytest.raises(StoreError, match="name a directory"):
         ps.inspect(llama, "the cat", **FAST, run=run)
+
+
+BY_NUMPY = """
+import json, sys
+import numpy as np
+from conftest import tiny_model
+from patchscopes.lenses import TunedOptions, lens_table
+from patchscopes.mappings import FitOptions, Mappings, fit
+
+model = tiny_model("llama")
+table = lens_table(model, "the cat", layers=np.arange(3), top_k=np.int64(2))
+print(table.to_json() == lens_table(model, "the cat", layers=range(3), top_k=2).to_json())
+numbers = {"seed": np.int64(1), "min_position": np.int64(1)}
+prose = [f"{word} {n} the cat of Spain is hello" for n in range(60) for word in ("go", "a", "B")]
+fit(model, model, prose, [(np.int64(1), np.int64(2))], options=FitOptions(**numbers)).save(sys.argv[1])
+print(Mappings.load(sys.argv[1]).pairs)
+options = TunedOptions(**numbers, layers=np.arange(2))
+print(json.dumps([options.layers, options.seed]))
+"""
+
+
+def test_numbers_of_other_libraries_are_taken_by_lenses_and_mappings(tmp_path: Path) -> None:
+    """In a process of its own, since here types are checked first. What is written as JSON must hold none of them."""
+    command = [sys.executable, "-c", BY_NUMPY, str(tmp_path / "f.safetensors")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=Path(__file__).parent)
+    assert done.stdout.splitlines() == ["True", "((1, 2),)", "[[0, 1], 1]"], done.stderr
+
+
+def test_a_study_takes_what_inspect_takes(llama: Model, tmp_path: Path) -> None:
+    nothing: Any = dict.fromkeys(StudyOptions.__annotations__)
+    nothing["tell"] = print
+    assert Setup.of(llama, nothing) == Setup.of(llama, {"tell": print})
+    given: Any = {"seed": np.int64(3), "memory_bytes": np.int64(2**28), "out": tmp_path}
+    setup = Setup.of(llama, given)
+    assert [type(value) for value in (setup.seed, setup.memory_bytes)] == [int, int]
+    with pytest.raises(StoreError, match="name a directory"):
+        Setup.of(llama, {"out": ""})

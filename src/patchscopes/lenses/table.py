@@ -14,6 +14,7 @@ from patchscopes.lenses.reading import ROWS_AT_ONCE, check_lens, head_inputs
 from patchscopes.lenses.results import LensCell, LensTable
 from patchscopes.mappings import Mappings
 from patchscopes.models import Model
+from patchscopes.numbers import plain
 from patchscopes.passes import text_states
 from patchscopes.prompts import Tokenized, tokenize
 from patchscopes.prompts.tokens import cautions, check_rows
@@ -37,7 +38,8 @@ def lens_table(
     tokens beyond the embedding, LayerError for layers that are not there, OptionError for `top_k` below 1, MappingError
     for a lens of other weights or without one of the layers.
     """
-    wanted = tuple(range(model.n_layers + 1)) if layers is None else tuple(sorted(set(layers)))
+    wanted = tuple(range(model.n_layers + 1)) if layers is None else tuple(sorted(set(map(plain, layers))))
+    top_k = plain(top_k)
     _check(model, wanted, top_k)
     tokenized = _tokens(model, text, bos)
     if lens is not None:
