@@ -1,4 +1,4 @@
-"""What callers do to a model after it was loaded: edits of weights, exchanged modules, masks, adapters, hooks, forwards.
+"""What callers do to a loaded model: edits of weights, exchanged modules, masks, adapters, hooks, forwards.
 
 Each takes a Hugging Face model and changes it so that its texts change; it says nothing to anyone.
 """

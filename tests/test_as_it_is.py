@@ -6,7 +6,7 @@ what a caller's hook gives there is what it must give here.
 
 import copy
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import cycle
 from typing import Any
 
@@ -136,7 +136,7 @@ def test_experts_that_are_edited_run_as_they_are(family: str, runner: str) -> No
     assert not {row.cell for row in before} & {row.cell for row in after}
 
 
-# ---------------------------------------------------------------------------------------------------- hooks and forwards
+# --------------------------------------------------------------------------------------------------- hooks and forwards
 
 
 @pytest.mark.parametrize("family", families.FAMILIES)
@@ -182,7 +182,7 @@ def test_a_hook_that_goes_leaves_the_model_as_loaded() -> None:
     assert [row.cell for row in after] == [row.cell for row in before]
 
 
-# -------------------------------------------------------------------------------------------------------------- adapters
+# ------------------------------------------------------------------------------------------------------------- adapters
 
 
 @pytest.mark.parametrize("family", families.FAMILIES)

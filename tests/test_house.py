@@ -185,6 +185,36 @@ def test_the_library_never_prints() -> None:
     assert not found, f"only cli/ prints: {found}"
 
 
+def test_text_files_are_read_and_written_as_utf_8() -> None:
+    """What the locale says, as in a container without one, is no file's encoding."""
+    takes_encoding = {"read_text", "write_text", "open", "Popen", "run", "TextIOWrapper"}
+    found = [
+        where(path, node)
+        for path in SOURCES
+        if room(path) != "models"  # which reads what pip says, in whatever encoding
+        for node in nodes(path)
+        if isinstance(node, ast.Call)
+        and getattr(node.func, "attr", getattr(node.func, "id", "")) in takes_encoding
+        and is_of_text(node)
+    ]
+    assert not found, f"say encoding='utf-8': {found}"
+
+
+def is_of_text(call: ast.Call) -> bool:
+    """Whether a call reads or writes text without saying in which encoding."""
+    name = getattr(call.func, "attr", getattr(call.func, "id", ""))
+    words = {word.arg: word.value for word in call.keywords}
+    if "encoding" in words or None in words:
+        return False
+    if name in ("read_text", "write_text"):
+        return True
+    if name in ("Popen", "run"):
+        return "text" in words or "universal_newlines" in words
+    modes = [value.value for value in (*call.args, *words.values()) if isinstance(value, ast.Constant)]
+    is_opened = name == "open" and getattr(getattr(call.func, "value", None), "id", "") != "os"
+    return is_opened and not any(isinstance(mode, str) and "b" in mode for mode in modes)
+
+
 def test_the_environment_is_read_in_cli_and_settings() -> None:
     found = [
         f"{where(path, node)} {word}"

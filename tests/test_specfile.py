@@ -181,9 +181,7 @@ def test_a_target_model_and_a_mapping_are_named(tmp_path: Path) -> None:
     assert spec.options == {"mapping": str(tmp_path / "f.safetensors")}
     plain = read_spec(written(tmp_path, {"sources": ["x"]}))
     assert (plain.target_model, plain.options) == (None, {})
-    assert "target_model is 3; it must be a text or null" in refused(
-        written(tmp_path, {"sources": ["x"], "target_model": 3})
-    )
+    assert "target_model is 3; it must be a text." in refused(written(tmp_path, {"sources": ["x"], "target_model": 3}))
 
 
 def test_sources_have_masks_and_prompts_of_their_own(tmp_path: Path) -> None:
@@ -206,3 +204,19 @@ def test_the_fields_of_a_sources_own_prompt_have_types(tmp_path: Path) -> None:
     nothing = dict.fromkeys(("name", "placeholder", "at", "mask"))
     spec = read_spec(written(tmp_path, {"sources": [{"text": "a", "prompt": {"text": "b {}", **nothing}}]}))
     assert spec.sources[0].prompt == InspectionPrompt("b {}")
+
+
+def test_null_is_absent_wherever_it_stands(tmp_path: Path) -> None:
+    prompt = {"text": "a {}", "reply": None, "at": None}
+    source = {"text": "the cat", "expect": None, "prompt": prompt}
+    values = {"sources": [source], "prompt": [prompt], "sources_file": None, "memory": None, "dtype": None}
+    nothing = dict.fromkeys(set(INSPECT_OPTIONS) - {"prompt"})
+    spec = read_spec(written(tmp_path, {**nothing, **values}))
+    assert spec.sources == (Source("the cat", prompt=InspectionPrompt("a {}")),)
+    assert (spec.load_options, spec.options) == ({}, {"prompt": [InspectionPrompt("a {}")]})
+    assert 'sources[0] needs a "text"' in refused(written(tmp_path, {"sources": [None]}))
+
+
+def test_a_specification_that_is_no_text_is_named(tmp_path: Path) -> None:
+    (tmp_path / "spec.toml").write_bytes(TOML.encode("utf-16"))
+    assert "is UTF-16, not UTF-8 text" in refused(tmp_path / "spec.toml")

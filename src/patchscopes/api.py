@@ -5,18 +5,20 @@ import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import partial, wraps
+from numbers import Real
 from os import PathLike
-from pathlib import Path
 from types import MappingProxyType
-from typing import Any, TypedDict, Unpack, get_args
+from typing import Protocol, TypedDict, Unpack, get_args
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from patchscopes.engine import default_memory_bytes
 from patchscopes.errors import OptionError, PatchscopesWarning
+from patchscopes.given import several, several_sources, texts
 from patchscopes.mappings import Mappings, Transfer
 from patchscopes.models import LoadOptions, Model, check_tokenizer, load_by_name, wrap_in_memory
+from patchscopes.numbers import plain, whole
 from patchscopes.plan import Budget, Runner
 from patchscopes.prompts import find_prompt
 from patchscopes.reference import Reference
@@ -26,8 +28,8 @@ from patchscopes.results import Results
 from patchscopes.run import Inspection, collector_paused
 from patchscopes.selfcheck import check_model, require
 from patchscopes.settings import Settings
-from patchscopes.sources import plain_position
 from patchscopes.spec import Bos, Decoding, InspectionPrompt, Readout, ReadoutKind, Row, Source, Sweep
+from patchscopes.store import run_folder
 from patchscopes.trust import TrustedEngine
 
 DEFAULT_CONTROLS = ("unpatched", "random-state")
@@ -36,8 +38,10 @@ RUNNERS: Mapping[str, Callable[[Transfer], Runner]] = MappingProxyType(
     {"engine": TrustedEngine, "reference": Reference}
 )
 
-Sources = str | Source | Sequence[str | Source]
+# Beside these, sources may be a DataFrame or an open file (see `patchscopes.given`).
+Sources = str | Source | Iterable[str | Source]
 Prompts = str | InspectionPrompt | Sequence[str | InspectionPrompt]
+Texts = str | Sequence[str]
 
 
 def load(
@@ -98,7 +102,7 @@ def load(
 
 
 class InspectOptions(TypedDict, total=False):
-    """Options.
+    """Options. None stands for an option's default, and NumPy's whole numbers for Python's.
 
     prompt: the inspection prompt(s): a library name, or text with `{}` where the state is written.
     at: which token of a source: "last", "all", a position (−1 is the last), a phrase (its last token),
@@ -131,29 +135,29 @@ class InspectOptions(TypedDict, total=False):
     run: a directory that keeps rows as they finish; the same call again does only what remains.
     """
 
-    prompt: Prompts
-    at: str | int
-    source_layers: Layers
-    target_layers: Layers
-    readout: ReadoutKind
-    candidates: str | Sequence[str]
-    max_new_tokens: int
-    stop: str | Sequence[str]
-    expect: str | Sequence[str]
-    controls: Sequence[str]
-    draws: int
-    runner: str
+    prompt: Prompts | None
+    at: str | int | None
+    source_layers: Layers | None
+    target_layers: Layers | None
+    readout: ReadoutKind | None
+    candidates: Texts | None
+    max_new_tokens: int | None
+    stop: Texts | None
+    expect: Texts | None
+    controls: Sequence[str] | None
+    draws: int | None
+    runner: str | None
     placeholder: str | None
     target_at: str | int | None
     source_mask: str | None
     target_mask: str | None
     target_model: Model | None
     mapping: Mappings | str | PathLike[str] | None
-    seed: int
-    top_k: int
-    n_samples: int
-    temperature: float
-    bos: Bos
+    seed: int | None
+    top_k: int | None
+    n_samples: int | None
+    temperature: float | None
+    bos: Bos | None
     variant: str | None
     memory_bytes: int | None
     run: str | PathLike[str] | None
@@ -174,6 +178,23 @@ def stream(model: Model, sources: Sources, **options: Unpack[InspectOptions]) ->
     return (row for _, row in inspection.rows())
 
 
+class _Prepares(Protocol):
+    """What `prepare` looks like from outside."""
+
+    def __call__(self, model: Model, sources: Sources, **options: Unpack[InspectOptions]) -> Inspection: ...
+
+
+def _plainly(verb: Callable[..., Inspection]) -> _Prepares:
+    """Let None stand for an option's default, and whole numbers of other libraries for Python's."""
+
+    @wraps(verb)
+    def called(model: Model, sources: Sources, **options: Unpack[InspectOptions]) -> Inspection:
+        return verb(model, sources, **{name: plain(value) for name, value in options.items() if value is not None})
+
+    return called
+
+
+@_plainly
 def prepare(
     model: Model,
     sources: Sources,
@@ -210,27 +231,26 @@ def prepare(
     The Inspection's `.results()` runs it, `.rows()` yields rows as they finish, `.plan` says what it takes. With `run`,
     what remains is found, and its plan made, when it is run.
     """
-    transfer = _transfer(model, target_model, mapping).called(variant)
-    transfer.current(content=False)  # its content is looked at when it runs
-    answers = tuple(candidate.strip() for candidate in _strings(candidates))
+    transfer = _transfer(model, target_model, mapping, variant)
+    answers = tuple(candidate.strip() for candidate in texts(candidates, "candidates"))
     _check_words(placeholder=placeholder, source_mask=source_mask, target_mask=target_mask)
     as_prompt = partial(find_prompt, placeholder=placeholder, at=target_at, mask=target_mask)
-    given = tuple(_source(text, as_prompt) for text in _several(sources))
+    given = tuple(_source(text, as_prompt) for text in several_sources(sources))
     readout = readout or ("candidates" if answers or any(source.candidates for source in given) else "text")
     _check_choices(readout=(readout, get_args(ReadoutKind)), runner=(runner, RUNNERS), bos=(bos, BOS_CHOICES))
     sweep = Sweep(
         sources=given,
-        prompts=tuple(map(as_prompt, _several(prompt))),
+        prompts=tuple(map(as_prompt, several(prompt, "prompt"))),
         source_layers=parse_layers(source_layers, model.n_layers),
         target_layers=_target_layers(target_layers, transfer.target),
-        at=plain_position(at),
+        at=at,
         readout=Readout(readout, top_k),
-        decoding=Decoding(max_new_tokens, _strings(stop), float(temperature), seed, _eos_ids(transfer.target)),
+        decoding=Decoding(max_new_tokens, texts(stop, "stop"), _number(temperature), seed, _eos_ids(transfer.target)),
         candidates=answers,
         n_samples=n_samples,
-        controls=_strings(controls),
+        controls=texts(controls, "controls"),
         draws=draws,
-        expect=_strings(expect),
+        expect=texts(expect, "expect"),
         bos=bos,
         seed=seed,
         mask=source_mask,
@@ -243,19 +263,24 @@ def _inspection(
 ) -> Inspection:
     """The sweep, resolved and planned, with the runner of that name."""
     sweep = transfer.named(sweep)
+    folder = None if run is None else run_folder(run)
     resolved, budget = _resolved(transfer, sweep), _budget(transfer.target, memory_bytes)
-    folder = None if run is None else Path(run)
     inspection = Inspection(transfer, sweep, resolved, RUNNERS[runner], runner, budget, folder)
     for message in inspection.warnings:
-        warnings.warn(message, PatchscopesWarning, stacklevel=4)
+        warnings.warn(message, PatchscopesWarning, stacklevel=5)
     if folder is None:
         with collector_paused():
             inspection.compile()
     return inspection
 
 
-def _transfer(model: Model, target_model: Model | None, mapping: Mappings | str | PathLike[str] | None) -> Transfer:
-    """What is read, what it goes through, and what it is written into."""
+def _transfer(
+    model: Model,
+    target_model: Model | None,
+    mapping: Mappings | str | PathLike[str] | None,
+    variant: str | None,
+) -> Transfer:
+    """What is read, what it goes through, and what it is written into, as they are now."""
     if not isinstance(model, Model):
         raise OptionError(f"the first argument is a model from load(), not a {type(model).__name__}: {model!r}.")
     if not isinstance(target_model, Model | None):
@@ -268,7 +293,9 @@ def _transfer(model: Model, target_model: Model | None, mapping: Mappings | str 
         raise OptionError(
             f"mapping is what patchscopes.mappings.fit() gives, or the path of it, not a {type(mapping).__name__}."
         )
-    return Transfer(model, model if target_model is None else target_model, mapping)
+    transfer = Transfer(model, model if target_model is None else target_model, mapping).called(variant)
+    transfer.current(content=False)  # its content is looked at when it runs
+    return transfer
 
 
 def _resolved(transfer: Transfer, sweep: Sweep) -> Resolved:
@@ -286,19 +313,20 @@ def _eos_ids(model: Model) -> tuple[int, ...]:
     return tuple(sorted(model.eos_ids))
 
 
+def _number(value: object) -> float:
+    """A temperature as a plain float."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise OptionError(f"temperature is {value!r}; it must be a number, 0 (greedy) or more.")
+    return float(value)
+
+
 def _budget(model: Model, memory_bytes: int | None) -> Budget:
-    if memory_bytes is not None and memory_bytes <= 0:
-        raise OptionError(f"memory_bytes is {memory_bytes}; it must be above 0, or None for half of what is free.")
-    return Budget(memory_bytes if memory_bytes is not None else default_memory_bytes(model.device))
-
-
-def _several(value: Any) -> list[Any]:
-    """One thing or a sequence of things, as a list."""
-    if isinstance(value, str | Source | InspectionPrompt):
-        return [value]
-    if not isinstance(value, Iterable) or isinstance(value, Mapping):
-        raise OptionError(f"a text or a sequence of texts is needed, not a {type(value).__name__}: {value!r}.")
-    return list(value)
+    n_bytes = default_memory_bytes(model.device) if memory_bytes is None else whole(memory_bytes)
+    if n_bytes is None or n_bytes <= 0:
+        raise OptionError(
+            f"memory_bytes is {memory_bytes!r}; it must be a whole number above 0, or None for half of what is free."
+        )
+    return Budget(n_bytes)
 
 
 def _source(value: str | Source, as_prompt: Callable[[str | InspectionPrompt], InspectionPrompt]) -> Source:
@@ -306,33 +334,27 @@ def _source(value: str | Source, as_prompt: Callable[[str | InspectionPrompt], I
         for name, word in (("item", value.item), ("kind", value.kind), ("mask", value.mask)):
             if not isinstance(word, str | None):
                 raise OptionError(f"the {name} of a source is a text or None, not a {type(word).__name__}: {word!r}.")
-        candidates = tuple(candidate.strip() for candidate in _strings(value.candidates))
+        candidates = tuple(candidate.strip() for candidate in texts(value.candidates, "a source's candidates"))
         if not isinstance(value.prompt, str | InspectionPrompt | None):
             raise OptionError(
                 "the prompt of a source is a text, an InspectionPrompt or None, not a "
                 f"{type(value.prompt).__name__}: {value.prompt!r}."
             )
         prompt = None if value.prompt is None else as_prompt(value.prompt)
-        expect = _strings(value.expect)
-        split, at = _pieces(value.split), plain_position(value.at)
+        expect = texts(value.expect, "a source's expect")
+        split, at = _pieces(value.split), plain(value.at)
         return replace(value, at=at, expect=expect, candidates=candidates, split=split, prompt=prompt)
     if not isinstance(value, str):
         raise OptionError(f"a source is a text or a Source, not a {type(value).__name__}: {value!r}.")
-    return Source(value)
+    return Source(str(value))
 
 
 def _pieces(split: object) -> tuple[str, ...]:
+    if split is None:
+        return ()
     if not isinstance(split, Sequence) or isinstance(split, str):
         raise OptionError(f"the split of a source is a sequence of its pieces, not {split!r}.")
-    return _strings(split)
-
-
-def _strings(value: str | Sequence[str]) -> tuple[str, ...]:
-    values = (value,) if isinstance(value, str) else tuple(value)
-    for one in values:
-        if not isinstance(one, str):
-            raise OptionError(f"a text is needed, not a {type(one).__name__}: {one!r}.")
-    return values
+    return texts(split, "a source's split")
 
 
 def _check_words(**options: object) -> None:
@@ -343,7 +365,7 @@ def _check_words(**options: object) -> None:
 
 def _check_choices(**options: tuple[str, Iterable[str]]) -> None:
     for option, (value, choices) in options.items():
-        if value not in choices:
+        if value not in tuple(choices):  # a list, which no mapping takes as a key, is told as well
             raise OptionError(f"{option} is {value!r}; it must be one of {', '.join(choices)}.")
 
 

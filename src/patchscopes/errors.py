@@ -8,6 +8,7 @@ PatchscopesError                what the user can mend: exit code 2 on the comma
 │   ├── PromptError             no such library prompt, or one that this model cannot use
 │   ├── SourceError             an empty or unreadable source
 │   ├── DataError               a data set that cannot be read, or has nothing that can be used
+│   ├── VocabularyError         a token that the model has no embedding for
 │   ├── CandidateError          an answer that does not continue the inspection prompt
 │   ├── ContextLengthError      prompt plus new tokens beyond the model's context
 │   ├── OptionError             an option with a value that it cannot take
@@ -26,6 +27,7 @@ PatchscopesError                what the user can mend: exit code 2 on the comma
 ├── StoreError                  a run directory that cannot be written or read, or is none
 │   ├── RunInUseError           another process is writing to it
 │   └── RunChangedError         it holds a run of another specification or model
+├── HomeError                   there is no folder of this user's to keep things in
 └── OutputError                 results cannot be written where asked
 """
 
@@ -34,6 +36,7 @@ __all__ = [
     "ContextLengthError",
     "DataError",
     "DeviceError",
+    "HomeError",
     "LayerError",
     "MappingError",
     "ModelChangedError",
@@ -58,6 +61,7 @@ __all__ = [
     "StoreError",
     "UnknownModelError",
     "UnsupportedModelError",
+    "VocabularyError",
 ]
 
 
@@ -95,6 +99,10 @@ class DataError(SpecError):
 
 class CandidateError(SpecError):
     """An answer to score that does not continue the inspection prompt's tokens."""
+
+
+class VocabularyError(SpecError):
+    """A token that the model has no embedding for."""
 
 
 class ContextLengthError(SpecError):
@@ -163,6 +171,10 @@ class RunInUseError(StoreError):
 
 class RunChangedError(StoreError):
     """The run directory holds a run of another specification or model; the message says what differs."""
+
+
+class HomeError(PatchscopesError):
+    """There is no folder of this user's to keep models, kernels and lenses in."""
 
 
 class OutputError(PatchscopesError):

@@ -77,7 +77,7 @@ class Reference:
         return torch.stack([_state(self.model, state).float() for state in wanted])
 
     def _logprob(self, cell: Cell, answer: Ids, writes: Sequence[LayerWrite]) -> float:
-        """Σ ln p(token) over the answer's tokens, from one run of the prompt with the answer behind it where it can be."""
+        """Σ ln p(token) over the answer's tokens, in one run of prompt and answer where that is sound."""
         if self.model.attached or cell.masked:
             # What a hook does may depend on the pass, and what a masked prompt's last token sees, no later one may see.
             text = _text(self.model, cell, writes)

@@ -6,18 +6,44 @@ from pathlib import Path
 
 from platformdirs import user_cache_path
 
+from patchscopes.errors import HomeError
+
 HOME_VARIABLE = "PATCHSCOPES_HOME"
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """Where things are kept on this machine. `home` holds models (`models/`, `gguf/`) and lenses (`lenses/`)."""
+    """Where things are kept on this machine. `home` holds models (`models/`, `gguf/`), lenses and kernels."""
 
     home: Path
 
     @classmethod
     def from_env(cls) -> "Settings":
-        """Settings from the environment: `PATCHSCOPES_HOME`, or the user's cache folder where it is unset or empty."""
+        """Settings from the environment: `PATCHSCOPES_HOME`, or the user's cache folder where it is unset or empty.
+
+        A user whom the system lists no home for, as in many containers, gets settings whose `home` raises HomeError:
+        what needs none goes on.
+        """
         given = os.environ.get(HOME_VARIABLE)
-        home = Path(given).expanduser() if given else user_cache_path("patchscopes")
+        try:
+            home = Path(given).expanduser() if given else user_cache_path("patchscopes").expanduser()
+        except RuntimeError:
+            return _Homeless()
         return cls(home=home.absolute())
+
+
+class _Homeless(Settings):
+    """Settings of a user without a home."""
+
+    __slots__ = ()
+
+    def __init__(self) -> None:
+        pass
+
+    @property
+    def home(self) -> Path:
+        """Raise HomeError."""
+        raise HomeError(
+            "this user has no home folder to keep models, lenses and kernels in (HOME is not set, and the system lists "
+            f"none); set {HOME_VARIABLE} to a folder that can be written."
+        )

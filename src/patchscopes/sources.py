@@ -2,13 +2,15 @@
 
 import json
 import sys
+import warnings
 from collections.abc import Mapping
-from numbers import Integral
 from pathlib import Path
 from types import MappingProxyType, NoneType
 from typing import Any, get_args, get_type_hints
 
-from patchscopes.errors import SourceError
+from patchscopes import textfile
+from patchscopes.errors import PatchscopesWarning, SourceError
+from patchscopes.numbers import whole
 from patchscopes.spec import InspectionPrompt, Source
 
 KEYS = ("text", "at", "expect", "item", "kind", "candidates", "split", "mask", "prompt")
@@ -31,19 +33,29 @@ def read_sources(arguments: tuple[str, ...], file: str | None) -> list[Source]:
 
 
 def read_sources_file(file: str) -> list[Source]:
-    """The sources in `file`, lines, JSONL or a JSON array, or in standard input ("-"); raises SourceError."""
-    return _parse(_read(file), "standard input" if file == "-" else file)
+    """The sources in `file`, lines, JSONL or a JSON array, or in standard input ("-"); raises SourceError.
+
+    Blank lines are left out, with a warning that counts them.
+    """
+    return sources_in(_read(file), "standard input" if file == "-" else file)
 
 
 def source_from(entry: Any, where: str) -> Source:
-    """A source from a JSON object whose keys are KEYS; raises SourceError, which begins with `where`."""
+    """A source from a JSON object whose keys are KEYS; raises SourceError, which begins with `where`.
+
+    A key whose value is null is absent: pandas writes all keys of all rows. It also writes whole numbers as 1.0.
+    """
     shown = json.dumps(entry, ensure_ascii=False, default=repr)[:80]
+    if isinstance(entry, dict):
+        entry = {key: value for key, value in entry.items() if value is not None}
     if not isinstance(entry, dict) or not isinstance(entry.get("text"), str):
         raise SourceError(f'{where} needs a "text", as in {{"text": "I went to Spain", "at": "Spain"}}: {shown}')
     if unknown := sorted(map(str, set(entry) - set(KEYS))):
         known = f"{', '.join(KEYS[:-1])} and {KEYS[-1]}"
         raise SourceError(f"{where} has unknown keys {', '.join(unknown)}; the keys are {known}.")
     at = entry.get("at")
+    if isinstance(at, float) and at.is_integer():
+        at = int(at)
     if not (at is None or isinstance(at, str | int)) or isinstance(at, bool):
         raise SourceError(f'{where}: "at" must be a text or a whole number, not {at!r}.')
     for key in ("item", "kind", "mask"):
@@ -67,6 +79,8 @@ def _prompt(entry: dict[str, Any], where: str) -> InspectionPrompt | str | None:
     value = entry.get("prompt")
     if isinstance(value, str | None):
         return value
+    if isinstance(value, dict):
+        value = {key: part for key, part in value.items() if part is not None}
     known = list(PROMPT_FIELDS)
     if not isinstance(value, dict) or not isinstance(value.get("text"), str) or not set(value) <= set(known):
         raise SourceError(
@@ -75,11 +89,6 @@ def _prompt(entry: dict[str, Any], where: str) -> InspectionPrompt | str | None:
     if faults := prompt_faults(value):
         raise SourceError(f'{where}: "prompt" cannot be used: {faults}.')
     return InspectionPrompt(**value)
-
-
-def plain_position(at: Any) -> Any:
-    """A position that NumPy has reckoned as a plain number, which JSON takes as well; all else as it is."""
-    return at if isinstance(at, bool) or not isinstance(at, Integral) else int(at)
 
 
 def prompt_faults(values: Mapping[str, object]) -> str:
@@ -94,7 +103,7 @@ def prompt_faults(values: Mapping[str, object]) -> str:
 def _kind(value: object) -> type:
     """The type of a value as the fields name it: true is no whole number, and one of NumPy's is."""
     kinds = (bool, str, NoneType)
-    return next((kind for kind in kinds if isinstance(value, kind)), int if isinstance(value, Integral) else object)
+    return next((kind for kind in kinds if isinstance(value, kind)), object if whole(value) is None else int)
 
 
 def _pieces(entry: dict[str, Any], where: str) -> tuple[str, ...]:
@@ -113,41 +122,46 @@ def _answers(entry: dict[str, Any], key: str, where: str) -> tuple[str, ...]:
 
 
 def _read(file: str) -> str:
+    name = "standard input" if file == "-" else file
     try:
+        if file == "-" and sys.stdin is None:
+            raise SourceError("standard input is closed; give the sources in a file or as arguments.")
         data = sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
     except OSError as error:
         raise SourceError(
-            f"cannot read {file}: {error.strerror}; give a file of lines, JSONL or a JSON array, or -."
+            f"cannot read {name}: {error.strerror}; give a file of lines, JSONL or a JSON array, or -."
         ) from error
     try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise SourceError(
-            f"{file} is not UTF-8: byte 0x{data[error.start]:02x} in line {line}; convert it, "
-            "e.g. iconv -f latin1 -t utf-8."
-        ) from error
+        return textfile.text_of(data)
+    except ValueError as error:
+        raise SourceError(f"{name} {error}") from error
 
 
-def _parse(text: str, name: str) -> list[Source]:
-    """Lines as sources; a JSON array where the text is one; JSONL where the first line not blank begins an object."""
+def sources_in(text: str, name: str) -> list[Source]:
+    """Lines as sources; a JSON array where the text is one; JSONL where the first line not blank begins an object.
+
+    Blank lines are left out, with a warning that counts them. `name` is what messages call the text.
+    """
     if text.lstrip().startswith("["):
         array = _array(text, name)
         if array is not None:
             return array
-    lines = text.splitlines()
-    first = next((line for line in lines if line.strip()), None)
-    if first is None:
+    lines = textfile.lines_of(text)
+    kept = [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
+    if not kept:
         raise SourceError(f"{name} holds no source; give one a line.")
-    if not first.lstrip().startswith("{"):
-        return [Source(line) for line in lines]
-    return [_from_json(line, f"line {number} of {name}") for number, line in enumerate(lines, 1) if line.strip()]
+    if blank := len(lines) - len(kept):
+        left_out = "1 blank line is left out" if blank == 1 else f"{blank:,} blank lines are left out"
+        warnings.warn(f"{name}: {left_out}; {len(kept):,} sources remain.", PatchscopesWarning, stacklevel=2)
+    if not kept[0][1].lstrip().startswith("{"):
+        return [Source(line) for _, line in kept]
+    return [_from_json(line, f"line {number} of {name}") for number, line in kept]
 
 
 def _array(text: str, name: str) -> list[Source] | None:
     """The texts and objects of a JSON array; None where the text only begins like one, as a line in brackets does."""
     try:
-        entries = json.loads(text)
+        entries = textfile.parsed(text)
     except json.JSONDecodeError as error:
         if not name.endswith(".json") and text.lstrip()[1:].lstrip()[:1] not in ('"', "{"):
             return None
@@ -155,6 +169,8 @@ def _array(text: str, name: str) -> list[Source] | None:
             f"{name} begins like a JSON array and is none ({error.msg} at line {error.lineno}, column {error.colno}); "
             "mend it, or give one source a line."
         ) from error
+    except ValueError as error:
+        raise SourceError(f"{name} cannot be used: {error}; mend it.") from error
     if not entries:
         raise SourceError(f"{name} is an empty JSON array; give at least one text.")
     return [
@@ -165,7 +181,9 @@ def _array(text: str, name: str) -> list[Source] | None:
 
 def _from_json(line: str, where: str) -> Source:
     try:
-        entry = json.loads(line)
+        entry = textfile.parsed(line)
     except json.JSONDecodeError as error:
         raise SourceError(f"{where} is not JSON ({error.msg} at column {error.colno}): {line[:80]}") from error
+    except ValueError as error:
+        raise SourceError(f"{where} cannot be used: {error}; mend it: {line[:80]}") from error
     return source_from(entry, where)

@@ -10,7 +10,7 @@ The options' types are read from `api.InspectOptions`, so that a new one is know
 import difflib
 import json
 import tomllib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from os import PathLike
 from pathlib import Path
@@ -19,6 +19,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 
 import yaml
 
+from patchscopes import textfile
 from patchscopes.api import InspectOptions
 from patchscopes.errors import OptionError, SourceError, SpecError, SpecFileError
 from patchscopes.models.registry import DEFAULT_MODEL
@@ -48,7 +49,7 @@ SOURCES = ("sources", "sources_file")
 MEMORY = "memory"
 KEYS = (*LOAD_OPTIONS, *SOURCES, *INSPECT_OPTIONS, MEMORY)
 WORDS: Mapping[Any, str] = MappingProxyType(
-    {str: "a text", int: "a whole number", float: "a number", bool: "true or false", NoneType: "null"}
+    {str: "a text", int: "a whole number", float: "a number", bool: "true or false"}
 )
 
 
@@ -127,30 +128,25 @@ def _parse(file: Path) -> dict[str, Any]:
     if parse is None:
         raise SpecFileError(f"{file}: its ending says not what it is; name it {', '.join(PARSERS)}.")
     try:
-        values = parse(file.read_text(encoding="utf-8-sig"))
+        text = textfile.text_of(file.read_bytes())
     except OSError as error:
         raise SpecFileError(f"cannot read {file}: {error.strerror}; give a specification file.") from error
-    except UnicodeDecodeError as error:
-        raise SpecFileError(f"{file} is not UTF-8 (byte {error.start}); convert it.") from error
-    except ValueError as error:  # of TOML, JSON and _Repeated; _yaml makes one of YAML's own
+    except ValueError as error:
+        raise SpecFileError(f"{file} {error}") from error
+    try:
+        values = parse(text)
+    except ValueError as error:  # of TOML, JSON and a key given twice; _yaml makes one of YAML's own
         raise SpecFileError(f"{file} cannot be read as {file.suffix[1:].upper()}: {error}.") from error
     if not isinstance(values, dict):
         raise SpecFileError(f"{file} holds no keys with values; it begins like: model = …, sources = […].")
-    return {str(key): value for key, value in values.items()}
+    return {str(key): value for key, value in _present(values).items()}
 
 
-def _json(text: str) -> Any:
-    return json.loads(text, object_pairs_hook=_once)
-
-
-def _once(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
-    """A mapping in which no key is given twice, of which JSON and YAML would take the last in silence."""
-    values: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in values:
-            raise ValueError(f"the key {key!r} is given twice")
-        values[key] = value
-    return values
+def _present(value: Any) -> Any:
+    """`value` without the keys whose value is null, in whatever it holds: they are absent."""
+    if isinstance(value, dict):
+        return {key: _present(part) for key, part in value.items() if part is not None}
+    return [_present(entry) for entry in value] if isinstance(value, list) else value
 
 
 def _yaml(text: str) -> Any:
@@ -158,7 +154,7 @@ def _yaml(text: str) -> Any:
         """A safe loader that lets no key be given twice."""
 
         def construct_mapping(self, node: Any, deep: bool = False) -> dict[str, Any]:  # noqa: FBT001, FBT002
-            _once((str(key.value), None) for key, _ in node.value)
+            textfile.once((str(key.value), None) for key, _ in node.value)
             made: dict[str, Any] = super().construct_mapping(node, deep=deep)
             return made
 
@@ -169,7 +165,7 @@ def _yaml(text: str) -> Any:
 
 
 PARSERS: Mapping[str, Callable[[str], Any]] = MappingProxyType(
-    {".toml": tomllib.loads, ".yaml": _yaml, ".yml": _yaml, ".json": _json}
+    {".toml": tomllib.loads, ".yaml": _yaml, ".yml": _yaml, ".json": textfile.parsed}
 )
 
 
@@ -203,7 +199,7 @@ def _unknown(key: str) -> str:
 def _parts(hint: Any) -> tuple[Any, ...]:
     """The alternatives of a union, those apart that no file can hold."""
     parts = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
-    return tuple(part for part in parts if part is not range)
+    return tuple(part for part in parts if part not in (range, NoneType))  # null is absent
 
 
 def _fits(value: Any, hint: Any) -> bool:

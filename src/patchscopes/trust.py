@@ -18,8 +18,8 @@ from patchscopes.engine import Engine, shape_of
 from patchscopes.kv import copy_prefixes, sharing
 from patchscopes.mappings import Transfer
 from patchscopes.models import Model
-from patchscopes.proof import some_ids
 from patchscopes.plan import Budget, Plan, Runner, compile_plan
+from patchscopes.proof import some_ids
 from patchscopes.reference import Reference
 from patchscopes.spec import Cell, Decoding, Ids, Readout, Result, Site, State, Write
 

@@ -1,5 +1,6 @@
 """`at=` → positions: the whole grammar, and what it refuses (rule 6)."""
 
+import unicodedata
 from dataclasses import replace
 
 import numpy as np
@@ -11,7 +12,7 @@ from conftest import tiny_model
 from odd_tokenizers import MAKERS, model_with
 from patchscopes import errors
 from patchscopes.models import Model
-from patchscopes.prompts import resolve_positions, tokenize
+from patchscopes.prompts import resolve_mask, resolve_positions, tokenize
 
 # 0 "the" 1 " cat" 2 " of" 3 " the" 4 " cat" 5 " 1135" 6 " is"
 TWICE = "the cat of the cat 1135 is"
@@ -217,3 +218,47 @@ def test_a_span_and_its_text_are_the_same_place(words: list[str]) -> None:
             assert all(tokenized.spans[i][1] > a for i in found)
             assert found == tuple(range(found[0], len(tokenized)))
             assert at(model, text, f"text:{phrase}") == found[-1:]
+
+
+def test_digits_of_other_scripts_are_text(llama: Model) -> None:
+    text = "go to \uff13 cats, ٣ times"
+    for digit in ("\uff13", "٣"):
+        (position,) = at(llama, text, digit)
+        assert tokenize(llama, text).spans[position][1] == text.index(digit) + 1
+    with pytest.raises(errors.PositionError, match="occurs 0 times"):
+        at(llama, text, "٣#\uff13")
+
+
+def test_a_phrase_in_another_normal_form_is_told(llama: Model) -> None:
+    composed, parted = "the café is", unicodedata.normalize("NFD", "the café is")
+    for text, phrase in ((parted, "café"), (composed, unicodedata.normalize("NFD", "café")), ("ﬁt", "fit")):
+        for named in (phrase, f"span:{phrase}", f"text:{phrase}", f"{phrase}#1"):
+            with pytest.raises(errors.PositionError, match="another Unicode normal form"):
+                at(llama, text, named)
+        with pytest.raises(errors.PositionError, match="another Unicode normal form"):
+            resolve_mask(llama, tokenize(llama, text), phrase)
+    assert at(llama, parted, " is") == (len(tokenize(llama, parted)) - 1,)
+
+
+def test_a_phrase_stands_though_the_tokenizer_rewrites_the_text_elsewhere(llama: Model) -> None:
+    """Signs that a normalizer leaves out make tokens that do not fit their characters: here they are made up."""
+    right = tokenize(llama, "the cat\u200b of Spain is")
+    odd = [i for i, span in enumerate(right.spans) if "\u200b" in right.text[slice(*span)]]
+    ids = [id for i, id in enumerate(right.ids) if i not in odd]
+    spans = [span for i, span in enumerate(right.spans) if i not in odd]
+    spans[1] = (3, 8)  # " cat" covers the sign too
+    tokens = tuple(token for i, token in enumerate(right.tokens) if i not in odd)
+    text = replace(right, ids=tuple(ids), spans=tuple(spans), tokens=tokens)
+    assert resolve_positions(llama, text, "Spain") == (3,)
+    assert resolve_positions(llama, text, "the") == (0,)
+    with pytest.raises(errors.PositionError, match="offsets do not fit its ids at position 1"):
+        resolve_positions(llama, text, "cat\u200b")
+
+
+def test_offsets_that_drift_by_a_whole_word_are_refused_on_both_sides(llama: Model) -> None:
+    """Each word of the phrase fits, and what stands before and behind does not make up the text."""
+    right = tokenize(llama, "Spain cat cat cat hello")
+    assert right.spans == ((0, 5), (5, 9), (9, 13), (13, 17), (17, 23))
+    lying = replace(right, spans=((0, 9), (9, 13), (13, 17), (17, 23), (22, 23)))
+    with pytest.raises(errors.PositionError, match="offsets do not fit its ids at position 0"):
+        resolve_positions(llama, lying, "cat#2")

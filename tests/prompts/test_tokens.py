@@ -1,20 +1,29 @@
 """Text → ids and the characters that they cover, on every kind of tokenizer (rule 8)."""
 
 import copy
+import unicodedata
 
 import pytest
 import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import processors
+from tokenizers import normalizers, processors
 
 import families
 from conftest import tiny_model
 from odd_tokenizers import MAKERS, model_with, shipped
 from patchscopes import errors
 from patchscopes.models import Model, wrap_in_memory
-from patchscopes.prompts import tokenize
-from patchscopes.prompts.tokens import Tokenized, cautions, render_chat, tokenize_rendered, verify_spans
+from patchscopes.prompts import resolve_positions, tokenize
+from patchscopes.prompts.tokens import (
+    Tokenized,
+    _stands_for,
+    bos_caution,
+    cautions,
+    render_chat,
+    tokenize_rendered,
+    verify_spans,
+)
 
 KINDS = (*MAKERS, "byte-level")
 
@@ -245,3 +254,52 @@ def test_a_tokenizer_that_lower_cases_still_fits_its_text() -> None:
 def test_shipped_tokenizers_know_their_special_tokens() -> None:
     tokenizer = shipped(MAKERS["gemma"]())
     assert [tokenizer.convert_tokens_to_ids(token) for token in families.SPECIAL_TOKENS] == [0, 1, 2, 3, 4]
+
+
+FORMS = {"NFC": normalizers.NFC, "NFD": normalizers.NFD, "NFKC": normalizers.NFKC, "NFKD": normalizers.NFKD}
+# "▁", accents, and characters that are several in some form.
+REWRITTEN = (
+    "the cat▁is ok",
+    "▁ the cat",
+    "café cat",
+    unicodedata.normalize("NFD", "café cat"),
+    "… cat",
+    "½ ﬁ ⅷ cat",
+    "\uff13 cat",
+)
+
+
+@pytest.mark.parametrize("form", ["as shipped", "accents left out", *FORMS])
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_normalizers_rewrite_fits_its_spans(kind: str, form: str) -> None:
+    tokenizer = copy.deepcopy(model_of(kind).tokenizer)
+    backend = tokenizer.backend_tokenizer
+    first = {"as shipped": [], "accents left out": [normalizers.NFD(), normalizers.StripAccents()]}
+    made = first[form] if form in first else [FORMS[form]()]
+    backend.normalizer = normalizers.Sequence([*made, *([backend.normalizer] if backend.normalizer else [])])
+    model = wrap_in_memory(families.build("llama"), tokenizer)
+    for text in REWRITTEN:
+        tokenized = tokenize(model, text)
+        verify_spans(model, tokenized)
+        last = resolve_positions(model, tokenized, "cat" if "▁is" not in text else "ok")
+        assert last == (len(tokenized) - 1,), text
+
+
+@pytest.mark.parametrize("covered", ["the cat", "ca", "of", "é", "catcat", "x"])
+def test_a_token_stands_for_no_other_text(covered: str) -> None:
+    assert _stands_for(" cat", " Cat")
+    assert not _stands_for(" cat", covered)
+    assert not _stands_for("ca", "café")
+    assert not _stands_for("", covered)
+
+
+def test_two_bos_are_told() -> None:
+    model = tiny_model("llama", add_bos=True)
+    for text, where in (("<bos>cat", 1), ("the cat <bos>cat", 4)):
+        (told,) = (caution for caution in cautions(model, tokenize(model, text)) if "two BOS" in caution)
+        assert f"<bos> at positions 0 and {where}" in told
+    assert not any("two BOS" in caution for caution in cautions(model, tokenize(model, "<bos>cat", bos="never")))
+    chat = (families.BOS_ID, 9, families.BOS_ID, 9)
+    assert bos_caution(model, chat, "hello", "it") is None, "a template may part turns by it"
+    assert bos_caution(model, chat, "hello<bos>", "it") is not None
+    assert bos_caution(model, (families.BOS_ID, families.BOS_ID, 9), "hello", "it") is not None

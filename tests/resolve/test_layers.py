@@ -123,3 +123,10 @@ def test_any_text_gives_layers_or_a_layer_error(text: str) -> None:
     assert layers
     assert len(set(layers)) == len(layers)
     assert all(0 <= layer <= N for layer in layers)
+
+
+@pytest.mark.parametrize("value", ["\uff13", "0-\uff13", "٣", b"\x01", True, np.True_, 1.0, [True], np.array([1.0])])
+def test_what_only_looks_like_layers_is_refused(value: object) -> None:
+    """Digits of other scripts are text, and bytes are no numbers."""
+    with pytest.raises(LayerError):
+        untyped(value)

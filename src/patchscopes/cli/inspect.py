@@ -1,19 +1,24 @@
 """`patchscopes inspect`: sources in, rows out."""
 
 import gc
-import signal
+import os
+import sys
 import time
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
-from patchscopes.cli.values import chosen_format, output_options, read_values
+from patchscopes.cli.arguments import TextCommand
+from patchscopes.cli.interrupts import EXIT_INTERRUPTED, uninterrupted
+from patchscopes.cli.streams import is_closed
+from patchscopes.cli.values import SELF_CONTAINED, WORDS, chosen_format, output_options, read_values
 from patchscopes.sources import KEYS, read_sources
 from patchscopes.spec import ReadoutKind, Row
 
 if TYPE_CHECKING:
     from patchscopes.cli.output import Sink
+    from patchscopes.models import Model
     from patchscopes.run import Inspection
 
 DEFAULT_MODEL = "smollm2-135m"
@@ -44,24 +49,29 @@ def model_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
-@click.command("inspect")
-@click.argument("source", nargs=-1)
+@click.command("inspect", cls=TextCommand)
+@click.argument("source", nargs=-1, type=WORDS)
 @click.option("--sources", "sources_file", default=None, help=SOURCES_HELP)
 @model_options
 @click.option(
     "--prompt",
     multiple=True,
+    type=WORDS,
     default=("entity-description",),
     show_default=True,
     help='Library name, or text with "{}". Repeatable.',
 )
-@click.option("--placeholder", default=None, help="The one-token word that stands at {}.")
+@click.option("--placeholder", default=None, type=WORDS, help="The one-token word that stands at {}.")
 @click.option(
-    "--at", default="last", show_default=True, help="last, all, a position, a phrase, phrase#2, re:…, span:…, text:…."
+    "--at",
+    default="last",
+    show_default=True,
+    type=WORDS,
+    help="last, all, a position, a phrase, phrase#2, re:…, span:…, text:….",
 )
-@click.option("--target-at", default=None, help=TARGET_AT_HELP)
-@click.option("--source-mask", default=None, metavar="PHRASE", help=MASK_HELP.format("sources"))
-@click.option("--target-mask", default=None, metavar="PHRASE", help=MASK_HELP.format("prompts"))
+@click.option("--target-at", default=None, type=WORDS, help=TARGET_AT_HELP)
+@click.option("--source-mask", default=None, type=WORDS, metavar="PHRASE", help=MASK_HELP.format("sources"))
+@click.option("--target-mask", default=None, type=WORDS, metavar="PHRASE", help=MASK_HELP.format("prompts"))
 @click.option("--target-model", default=None, help="Another model, named as --model, that states are written into.")
 @click.option("--mapping", default=None, type=click.Path(), help=MAPPING_HELP)
 @click.option("--source-layers", default="all", show_default=True, help="Layers to read: all, 3, 0-12, 0-4,8.")
@@ -77,9 +87,14 @@ def model_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--candidates", default=None, metavar="FILE|A,B,C", help=CANDIDATES_HELP)
 @click.option("--max-new-tokens", default=20, show_default=True, help="Length of a text.")
 @click.option(
-    "--stop", multiple=True, help=r"A string that ends a text (\n and \t are line break and tab). Repeatable."
+    "--stop",
+    multiple=True,
+    type=WORDS,
+    help=r"A string that ends a text (\n and \t are line break and tab). Repeatable.",
 )
-@click.option("--expect", multiple=True, help="An accepted answer: rows say whether the text matches. Repeatable.")
+@click.option(
+    "--expect", multiple=True, type=WORDS, help="An accepted answer: rows say whether the text matches. Repeatable."
+)
 @click.option("--controls", default="unpatched,random-state", show_default=True, help=CONTROLS_HELP)
 @click.option("--draws", default=1, show_default=True, help="Draws of random, random-state and shuffled per cell.")
 @click.option("--top-k", default=10, show_default=True, help="Tokens that next-token lists.")
@@ -112,8 +127,10 @@ def inspect_command(**options: Any) -> int:
         from patchscopes.store import check_folder
 
         check_folder(options["run"])
+        if out is None and is_closed(sys.stdout):  # the rows are kept all the same
+            out = os.devnull
     if explain:
-        click.echo(str(_prepare(sources, options).explain()))
+        explain_work(_prepare(sources, options))
         return 0
     with opened(out) as file:
         collector = _Collector(as_format, file)
@@ -123,10 +140,10 @@ def inspect_command(**options: Any) -> int:
         except KeyboardInterrupt:
             collector.nothing_ran(name)
             click.echo("interrupted before anything ran", err=True)
-            return 130
+            return EXIT_INTERRUPTED
         interrupted = collector.run(inspection)
         collector.finish(inspection, out)
-    return 130 if interrupted else 0
+    return EXIT_INTERRUPTED if interrupted else 0
 
 
 def load_for(options: dict[str, Any]) -> Any:
@@ -157,6 +174,23 @@ def _prepare(sources: list[Any], options: dict[str, Any]) -> "Inspection":
 
     options["stop"] = tuple(stop.replace("\\n", "\n").replace("\\t", "\t") for stop in options["stop"])
     return patchscopes.api.prepare(load_for(options), sources, **options)
+
+
+def explain_work(inspection: "Inspection") -> None:
+    """Say what an inspection takes; and that it takes the slow way, where it does."""
+    click.echo(str(inspection.explain()))
+    if slow := slow_way(inspection.target):
+        click.echo(slow)
+
+
+def slow_way(model: "Model") -> str | None:
+    """Say why this machine runs `model` without the package's own kernels, where they would be for it."""
+    from patchscopes.kernels import native
+
+    reason = native().reason
+    if reason is None or model.device.type != "cpu" or model.dtype_name != "float32":
+        return None
+    return f"this is the slow way, without the package's kernels: {reason}"
 
 
 class _Collector:
@@ -195,8 +229,7 @@ class _Collector:
         from patchscopes.cli.output import report_counts, write_provenance, write_results, write_row
 
         # A second Ctrl-C must not spoil the document that the first one asked for.
-        before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-        try:
+        with uninterrupted():
             results = inspection.results(self._rows)
             if self._format == "jsonl":
                 for index, row in enumerate(results):
@@ -204,11 +237,9 @@ class _Collector:
                         write_row(row, self._file)
             else:
                 write_results(results, self._format, self._file, to_file=out is not None)
-            if out is not None and self._format != "json":
+            if out is not None and self._format not in SELF_CONTAINED:
                 write_provenance(results, out)
             report_counts(results, time.monotonic() - self._start)
-        finally:
-            signal.signal(signal.SIGINT, before)
 
     def nothing_ran(self, model: str) -> None:
         """A valid document for a run that was interrupted before it began."""

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from patchscopes.cli.arguments import TextCommand
 from patchscopes.cli.inspect import load_for, model_options
+from patchscopes.cli.values import WORDS, chosen_format
 from patchscopes.errors import OptionError, OutputError, SourceError
 
 if TYPE_CHECKING:
@@ -15,14 +17,14 @@ if TYPE_CHECKING:
     from patchscopes.models import Model
 
 FORMATS = ("table", "json", "csv")
-BY_SUFFIX: Mapping[str, str] = MappingProxyType({".json": "json", ".csv": "csv"})
+BY_SUFFIX: Mapping[str, str] = MappingProxyType({".txt": "table", ".json": "json", ".csv": "csv"})
 LENS_HELP = "tuned: a lens that was saved, or a published folder.  [default: trained once, then kept]"
 TEXT_HELP = "tuned: a text file, or a folder of them, to train on.  [default: Python's own documentation]"
 
 
-@click.command("lens")
+@click.command("lens", cls=TextCommand)
 @click.argument("kind", metavar="[logit|tuned]")
-@click.argument("text")
+@click.argument("text", type=WORDS)
 @model_options
 @click.option("--layers", default="all", show_default=True, help="Layers to read: all, 3, 0-12, 0-4,8.")
 @click.option("--top-k", default=1, show_default=True, help="Tokens to list of each cell.")
@@ -45,7 +47,7 @@ def lens_command(kind: str, text: str, **options: Any) -> None:
     logit reads a layer's states as they are; tuned through a map that was trained for the layer, at first use, for some
     minutes.
     """
-    as_format = options.pop("as_format") or _by_suffix(options["out"])
+    as_format = chosen_format(options.pop("as_format"), options["out"], BY_SUFFIX)
     lens_options = {name: options.pop(name) for name in ("path", "save", "prose", "seed")}
     _check(kind, lens_options)
     if not text.strip():
@@ -66,14 +68,6 @@ def lens_command(kind: str, text: str, **options: Any) -> None:
         write_provenance(table, out)
     for caution in table.cautions:
         click.echo(f"warning: {caution}", err=True)
-
-
-def _by_suffix(out: str | None) -> str:
-    found = None if out is None else BY_SUFFIX.get(Path(out).suffix.lower())
-    if found is None:
-        return "table"
-    click.echo(f"{out} is written as {found}, by its ending; --format takes another", err=True)
-    return found
 
 
 def _check(kind: str, options: Mapping[str, Any]) -> None:

@@ -4,7 +4,9 @@ from typing import Any
 
 import click
 
+from patchscopes.cli.arguments import TextCommand
 from patchscopes.cli.inspect import MASK_HELP, TARGET_AT_HELP, load_for, model_options
+from patchscopes.cli.values import WORDS
 from patchscopes.errors import OptionError
 
 
@@ -20,20 +22,23 @@ def prompts_command() -> None:
         click.echo(f"    {shown}   (placeholder {prompt.placeholder})")
 
 
-@click.command("tokens")
-@click.argument("text", required=False)
+@click.command("tokens", cls=TextCommand)
+@click.argument("text", required=False, type=WORDS)
 @model_options
 @click.option(
-    "--prompt", default=None, help="An inspection prompt instead of TEXT: what is written, and masked, is marked."
+    "--prompt",
+    default=None,
+    type=WORDS,
+    help="An inspection prompt instead of TEXT: what is written, and masked, is marked.",
 )
-@click.option("--placeholder", default=None, help="The one-token word that stands at {}.")
-@click.option("--target-at", default=None, help=TARGET_AT_HELP)
-@click.option("--target-mask", default=None, metavar="PHRASE", help=MASK_HELP.format("prompt"))
+@click.option("--placeholder", default=None, type=WORDS, help="The one-token word that stands at {}.")
+@click.option("--target-at", default=None, type=WORDS, help=TARGET_AT_HELP)
+@click.option("--target-mask", default=None, type=WORDS, metavar="PHRASE", help=MASK_HELP.format("prompt"))
 @click.option("--bos", type=click.Choice(["auto", "always", "never"]), default="auto", show_default=True)
 def tokens_command(text: str | None, prompt: str | None, bos: Any, **options: Any) -> None:
     """Show the tokens of TEXT, or of an inspection prompt, with positions and ids, and what to beware of."""
     from patchscopes.prompts import find_prompt, resolve_target, tokenize
-    from patchscopes.prompts.tokens import cautions
+    from patchscopes.prompts.tokens import bos_caution, cautions
 
     named = {key: options.pop(key) for key in ("placeholder", "target_at", "target_mask")}
     if (text is None) == (prompt is None):
@@ -42,10 +47,14 @@ def tokens_command(text: str | None, prompt: str | None, bos: Any, **options: An
         )
     if prompt is not None:
         found = find_prompt(prompt, placeholder=named["placeholder"], at=named["target_at"], mask=named["target_mask"])
-        target = resolve_target(load_for(options), found, bos=bos)
+        model = load_for(options)
+        target = resolve_target(model, found, bos=bos)
         click.echo(target.tokenized.table(target.positions, target.masked))
         if target.masked:
             click.echo("> is overwritten; - is masked: no later token can attend to it")
+        written = found.text + found.reply if found.chat else target.tokenized.text
+        if caution := bos_caution(model, target.tokenized.ids, written, "the prompt"):
+            click.echo(f"warning: {caution}", err=True)
         return
     if without := [f"--{key.replace('_', '-')}" for key, value in named.items() if value is not None]:
         raise OptionError(f"{without[0]} is about an inspection prompt; give one by --prompt instead of a text.")

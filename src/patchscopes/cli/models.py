@@ -3,6 +3,7 @@
 import click
 
 from patchscopes.cli.inspect import ADAPTER_HELP
+from patchscopes.errors import HomeError
 
 
 @click.group("models", invoke_without_command=True)
@@ -19,11 +20,18 @@ def _list() -> None:
     from patchscopes.settings import Settings
 
     settings = Settings.from_env()
+    try:
+        folder = str(settings.home)
+    except HomeError as error:
+        folder = f"none, so that no model can be pulled: {error}"
+        pulled = dict.fromkeys(REGISTRY, False)
+    else:
+        pulled = {name: is_pulled(name, settings) for name in REGISTRY}
     for name, entry in REGISTRY.items():
-        state = "pulled" if is_pulled(name, settings) else "not pulled"
+        state = "pulled" if pulled[name] else "not pulled"
         mark = " (default)" if name == DEFAULT_MODEL else ""
         click.echo(f"{name}{mark}: {entry.description}; {entry.licence}; {state}")
-    click.echo(f"\nFolder: {settings.home}. Any path or Hugging Face hub id works as well.")
+    click.echo(f"\nFolder: {folder.rstrip('.')}. Any path or Hugging Face hub id works as well.")
 
 
 @models_group.command("pull")
@@ -49,6 +57,7 @@ def check_command(
 ) -> int:
     """Prove, on every layer, that a model obeys the semantics; exit code 2 where it does not."""
     from patchscopes.agreement import agreement
+    from patchscopes.cli.inspect import slow_way
     from patchscopes.models import LoadOptions, load_by_name
     from patchscopes.selfcheck import check_model
     from patchscopes.settings import Settings
@@ -69,5 +78,7 @@ def check_command(
             f"  in {dtype} rounding may part two runs: engine and reference agree in {found.rate:.0%} of "
             f"{found.compared} tokens"
         )
+    if slow := slow_way(model):
+        click.echo(f"  {slow}")
     click.echo("obeys the semantics" if report.passed else "does not obey the semantics")
     return 0 if report.passed else 2

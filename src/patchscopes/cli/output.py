@@ -11,6 +11,8 @@ from typing import IO, Protocol, cast, get_args, runtime_checkable
 
 import click
 
+from patchscopes.cli.streams import is_closed
+from patchscopes.cli.values import BINARY
 from patchscopes.errors import OutputError
 from patchscopes.results import Results, row_to_json
 from patchscopes.spec import Row, Status
@@ -49,6 +51,8 @@ def opened(out: str | None) -> Iterator[Sink]:
     Raises OutputError at once where `out` cannot be written, before anything is computed.
     """
     if out is None:
+        if is_closed(sys.stdout):
+            sys.stdout.write("")
         yield sys.stdout
         return
     path = Path(out).resolve()  # through a symbolic link, to what it names
@@ -90,20 +94,44 @@ def _device(path: Path) -> Iterator[Sink]:
 
 def write_row(row: Row, file: Sink) -> None:
     """One JSONL line, at once."""
-    file.write(json.dumps(row_to_json(row), ensure_ascii=False) + "\n")
+    file.write(_json(json.dumps(row_to_json(row), ensure_ascii=False), file) + "\n")
     file.flush()
 
 
+def _json(text: str, file: Sink) -> str:
+    """JSON as `file` can hold it: in UTF-8 as it is, else with JSON's own escapes, which every reader knows."""
+    encoding = getattr(file, "encoding", None) or "utf-8"
+    return text if encoding.lower().startswith("utf") else json.dumps(json.loads(text))
+
+
 def write_results(results: Document, as_format: str, file: Sink, *, to_file: bool) -> None:
-    """The whole of the results, or of a lens table, as `as_format`: table, json or csv."""
-    if as_format == "json":
-        file.write(results.to_json() + "\n")
+    """All of the results, or of a lens table, as `as_format`: table, json or csv; results also as parquet or arrow."""
+    if as_format in BINARY:
+        assert isinstance(results, Results), "no table of a lens is written so"
+        cast("IO[str]", file).buffer.write(_table_bytes(results, as_format))  # type: ignore[attr-defined]
+    elif as_format == "json":
+        file.write(_json(results.to_json(), file) + "\n")
     elif as_format == "csv":
         file.write(results.to_csv())
     elif as_format == "table":
         from rich.console import Console
 
         Console(file=cast("IO[str]", file), width=140 if to_file else None, soft_wrap=False).print(results)
+
+
+def _table_bytes(results: Results, as_format: str) -> bytes:
+    """The results as a Parquet file or an Arrow (Feather) file; what made them is in its schema's metadata."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    table, sink = results.to_arrow(), pa.BufferOutputStream()
+    if as_format == "parquet":
+        pq.write_table(table, sink, compression="zstd")
+    else:
+        with pa.ipc.new_file(sink, table.schema) as writer:
+            writer.write_table(table)
+    data: bytes = sink.getvalue().to_pybytes()
+    return data
 
 
 def write_provenance(results: Document, out: str) -> None:

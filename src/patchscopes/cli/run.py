@@ -4,6 +4,8 @@ import time
 
 import click
 
+from patchscopes.cli.interrupts import EXIT_INTERRUPTED
+
 
 @click.command("run")
 @click.argument("spec", type=click.Path())
@@ -21,7 +23,7 @@ def run_command(spec: str, out: str, memory: str | None, explain: bool) -> int:
 
     check_folder(out)
     from patchscopes import api
-    from patchscopes.cli.inspect import load_named, load_target
+    from patchscopes.cli.inspect import explain_work, load_named, load_target
     from patchscopes.cli.output import in_words
     from patchscopes.cli.progress import announce, progress
     from patchscopes.sizes import parse_bytes
@@ -35,7 +37,7 @@ def run_command(spec: str, out: str, memory: str | None, explain: bool) -> int:
         options["target_model"] = load_target(asked.target_model, asked.load_options)
     inspection = api.prepare(model, asked.sources, run=out, **options)
     if explain:
-        click.echo(str(inspection.explain()))
+        explain_work(inspection)
         return 0
     start, interrupted = time.monotonic(), False
     with inspection.session() as session:
@@ -57,4 +59,4 @@ def run_command(spec: str, out: str, memory: str | None, explain: bool) -> int:
         "interrupted; the same command goes on from here" if interrupted else f"see them with: patchscopes show {out}",
         err=True,
     )
-    return 130 if interrupted else 0
+    return EXIT_INTERRUPTED if interrupted else 0

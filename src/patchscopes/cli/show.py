@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from patchscopes.cli.values import chosen_format, output_options
+from patchscopes.cli.values import SELF_CONTAINED, chosen_format, output_options
 
 if TYPE_CHECKING:
     from patchscopes.store import StoredRun
@@ -31,7 +31,7 @@ def show_command(run: str, as_format: str | None, out: str | None) -> None:
                 write_row(row, file)
         elif results or as_format != "table":
             write_results(results, as_format, file, to_file=out is not None)
-    if out is not None and as_format != "json":
+    if out is not None and as_format not in SELF_CONTAINED:
         write_provenance(results, out)
 
 

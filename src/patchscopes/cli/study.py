@@ -1,5 +1,6 @@
 """`patchscopes study`: a study by name, on a model, into a folder."""
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -7,6 +8,8 @@ from typing import TYPE_CHECKING
 import click
 
 from patchscopes.cli.inspect import ADAPTER_HELP, load_named
+from patchscopes.cli.interrupts import EXIT_INTERRUPTED
+from patchscopes.cli.streams import is_closed
 
 if TYPE_CHECKING:
     from patchscopes.run import Session
@@ -90,10 +93,16 @@ def study_command(
         )
     except KeyboardInterrupt:
         _tell("interrupted; the same command goes on from here")
-        return 130
-    click.echo(report.pages["page"])
+        return EXIT_INTERRUPTED
+    _show(report.pages["page"])
     click.echo(f"all of it is in {folder}: page.md, walk.md, summary.json, tables, figures", err=True)
     return 0
+
+
+def _show(page: str) -> None:
+    """Print the page, which is in the folder as well, where there is a standard output."""
+    if not is_closed(sys.stdout):
+        click.echo(page)
 
 
 def _tell(message: str) -> None:

@@ -1,5 +1,6 @@
 """What the values of options mean that are more than a word: formats, controls, candidates, memory."""
 
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -7,11 +8,17 @@ from typing import Any
 
 import click
 
+from patchscopes import textfile
 from patchscopes.errors import OptionError
 from patchscopes.sizes import parse_bytes
 
-FORMATS = ("table", "json", "jsonl", "csv")
-BY_SUFFIX: Mapping[str, str] = MappingProxyType({".json": "json", ".jsonl": "jsonl", ".csv": "csv"})
+FORMATS = ("table", "json", "jsonl", "csv", "parquet", "arrow")
+# Files of bytes, which no terminal shows, and which hold what made them.
+BINARY = ("parquet", "arrow")
+SELF_CONTAINED = ("json", *BINARY)
+BY_SUFFIX: Mapping[str, str] = MappingProxyType(
+    {".txt": "table", **{f".{name}": name for name in FORMATS if name != "table"}}
+)
 # A single candidate with one of these endings is a file that is not there, and no answer.
 TEXT_SUFFIXES = (".txt", ".text", ".list", ".csv", ".tsv", ".json", ".jsonl")
 
@@ -32,15 +39,47 @@ def output_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
-def chosen_format(given: str | None, out: str | None) -> str:
-    """The format that was asked for, else the one that the ending of `out` names, which is told, else a table."""
+def chosen_format(given: str | None, out: str | None, by_suffix: Mapping[str, str] = BY_SUFFIX) -> str:
+    """The format that was asked for, else the one that the ending of `out` names, which is told, else a table.
+
+    Raises OptionError for an ending that is not known, and for a file of bytes on standard output.
+    """
     if given is not None:
+        if given in BINARY and out is None:
+            raise OptionError(f"--format {given} makes a file of bytes; say where to, e.g. --out rows.{given}.")
         return given
-    by_suffix = BY_SUFFIX.get(Path(out).suffix.lower()) if out is not None else None
-    if by_suffix is None:
+    if out is None:
         return "table"
-    click.echo(f"{out} is written as {by_suffix}, by its ending; --format takes another", err=True)
-    return by_suffix
+    suffix = Path(out).suffix
+    found = by_suffix.get(suffix.lower(), "table" if not suffix else None)
+    if found is None:
+        raise OptionError(
+            f"--out {out}: the ending {suffix} names no format; the endings are {', '.join(by_suffix)}, and --format "
+            "takes any."
+        )
+    click.echo(f"{out} is written as {found}, by its ending; --format takes another", err=True)
+    return found
+
+
+class _Words(click.types.StringParamType):
+    """Text on the command line, as UTF-8 also where the locale says otherwise."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        return in_utf8(str(super().convert(value, param, ctx)))
+
+
+WORDS = _Words()
+
+
+def in_utf8(argument: str) -> str:
+    """An argument whose bytes the locale could not read, as the UTF-8 that it is; as it is where it is none.
+
+    In the C locale without Python's UTF-8 mode that is every sign beyond ASCII.
+    """
+    try:
+        return os.fsencode(argument).decode() if any("\udc80" <= sign <= "\udcff" for sign in argument) else argument
+    except UnicodeError:
+        return argument
 
 
 def read_values(controls: str, candidates: str | None, memory: str | None) -> dict[str, Any]:
@@ -73,19 +112,19 @@ def read_candidates(value: str) -> tuple[str, ...]:
         return _candidates_file(value)
     if "," not in value and value.lower().endswith(TEXT_SUFFIXES):
         raise OptionError(f"--candidates {value}: there is no such file; give a file of one a line, or a,b,c.")
-    return tuple(value.split(","))
+    return tuple(in_utf8(value).split(","))
 
 
 def _candidates_file(path: str) -> tuple[str, ...]:
     try:
-        text = Path(path).read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise OptionError(f"--candidates {path} is not UTF-8 (byte {error.start}); convert it.") from error
+        text = textfile.text_of(Path(path).read_bytes())
     except OSError as error:
         raise OptionError(
             f"--candidates {path} cannot be read: {error.strerror}; give a file of one a line."
         ) from error
-    candidates = tuple(line.strip() for line in text.split("\n") if line.strip())
+    except ValueError as error:
+        raise OptionError(f"--candidates {path} {error}") from error
+    candidates = tuple(line.strip() for line in textfile.lines_of(text) if line.strip())
     if not candidates:
         raise OptionError(f"--candidates {path} holds no candidate; give one a line.")
     return candidates

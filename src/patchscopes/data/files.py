@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from patchscopes import textfile
 from patchscopes.errors import DataError
 
 _ESCAPES = re.compile(r"(?:\\u[0-9a-fA-F]{4})+")
@@ -54,28 +55,22 @@ def sha256_of(files: Sequence[File]) -> str:
 def text_of(file: File) -> str:
     """The text of `file`, with or without a byte-order mark; raises DataError where it is not UTF-8."""
     try:
-        return file.data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        # With the mark in front, Python counts from behind it.
-        start = error.start + len(file.data) - len(error.object)
-        line = file.data.count(b"\n", 0, start) + 1
-        raise DataError(
-            f"{file.name} is not UTF-8: byte 0x{file.data[start]:02x} in line {line}; convert it, "
-            "e.g. iconv -f latin1 -t utf-8."
-        ) from error
+        return textfile.text_of(file.data)
+    except ValueError as error:
+        raise DataError(f"{file.name} {error}") from error
 
 
 def json_of(file: File) -> Any:
     """What the JSON in `file` says; raises DataError with line and column where it is none."""
     text = text_of(file)
     try:
-        return json.loads(text)
+        return textfile.parsed(text)
     except json.JSONDecodeError as error:
         raise DataError(
             f"{file.name} is not JSON: {error.msg} at line {error.lineno}, column {error.colno}; mend it there."
         ) from error
-    except RecursionError as error:
-        raise DataError(f"{file.name} is nested too deeply for data; give one of the forms in docs/data.md.") from error
+    except ValueError as error:
+        raise DataError(f"{file.name}: {error}; give one of the forms in docs/data.md.") from error
 
 
 def unescaped(text: str) -> str:

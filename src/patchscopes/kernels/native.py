@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from patchscopes.errors import HomeError
 from patchscopes.settings import Settings
 
 SOURCE = Path(__file__).with_name("kernels.cpp")
@@ -57,7 +58,7 @@ def native() -> Native:
     """The library of this machine, compiled where it is not yet there. Never raises: `reason` says what is missing."""
     try:
         return Native(_load(Settings.from_env().home / "kernels"))
-    except (OSError, subprocess.SubprocessError, AttributeError) as error:
+    except (OSError, subprocess.SubprocessError, AttributeError, HomeError) as error:
         detail = getattr(error, "stderr", None) or str(error)[-300:]  # which ends with what was wrong
         return Native(None, " ".join(str(detail).split())[:300])
 
@@ -65,7 +66,9 @@ def native() -> Native:
 def _load(folder: Path) -> ctypes.CDLL:
     compiler = next(filter(None, map(shutil.which, COMPILERS)), None)
     # A library is good for this source, these flags, this kind of processor and this system, and for nothing else.
-    key = hashlib.sha256("|".join((SOURCE.read_text(), *FLAGS, _processor(), platform.platform())).encode())
+    key = hashlib.sha256(
+        "|".join((SOURCE.read_text(encoding="utf-8"), *FLAGS, _processor(), platform.platform())).encode()
+    )
     path = folder / f"kernels-{key.hexdigest()[:24]}{'.dll' if sys.platform == 'win32' else '.so'}"
     if not path.is_file():
         if compiler is None:
@@ -92,7 +95,7 @@ def _compile(compiler: str, path: Path) -> None:
     temporary = Path(name)
     try:
         command = [compiler, *FLAGS, str(SOURCE), "-o", str(temporary)]
-        subprocess.run(command, check=True, capture_output=True, text=True, timeout=TIMEOUT_S)
+        subprocess.run(command, check=True, capture_output=True, encoding="utf-8", errors="replace", timeout=TIMEOUT_S)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -101,7 +104,7 @@ def _compile(compiler: str, path: Path) -> None:
 def _processor() -> str:
     """What instructions this processor has: a home folder may be shared by machines of different kinds."""
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return platform.processor() + platform.machine()
     named = ("flags", "Features", "model name")

@@ -14,9 +14,10 @@ from patchscopes.lenses.reading import ROWS_AT_ONCE, check_lens, head_inputs
 from patchscopes.lenses.results import LensCell, LensTable
 from patchscopes.mappings import Mappings
 from patchscopes.models import Model
+from patchscopes.numbers import plain
 from patchscopes.passes import text_states
 from patchscopes.prompts import Tokenized, tokenize
-from patchscopes.prompts.tokens import cautions
+from patchscopes.prompts.tokens import cautions, check_rows
 from patchscopes.provenance import commit, versions
 from patchscopes.readouts import token_text
 from patchscopes.spec import Bos, TopToken
@@ -33,10 +34,12 @@ def lens_table(
 ) -> LensTable:
     """What `layers` (None: all) say at each token of `text`, read through `lens`; None: the logit lens.
 
-    Raises SourceError for an empty text, ContextLengthError for one that is too long, LayerError for layers that are
-    not there, OptionError for `top_k` below 1, MappingError for a lens of other weights or without one of the layers.
+    Raises SourceError for an empty text, ContextLengthError for one that is too long, VocabularyError for one with
+    tokens beyond the embedding, LayerError for layers that are not there, OptionError for `top_k` below 1, MappingError
+    for a lens of other weights or without one of the layers.
     """
-    wanted = tuple(range(model.n_layers + 1)) if layers is None else tuple(sorted(set(layers)))
+    wanted = tuple(range(model.n_layers + 1)) if layers is None else tuple(sorted(set(map(plain, layers))))
+    top_k = plain(top_k)
     _check(model, wanted, top_k)
     tokenized = _tokens(model, text, bos)
     if lens is not None:
@@ -81,6 +84,7 @@ def _tokens(model: Model, text: str, bos: Bos) -> Tokenized:
     tokenized = tokenize(model, text, bos=bos) if text.strip() else None
     if tokenized is None or not len(tokenized):
         raise SourceError("the text is empty; give at least one word.")
+    check_rows(model, tokenized)
     model.check_length(len(tokenized), 0, "the text")
     return tokenized
 

@@ -29,6 +29,7 @@ from patchscopes.lenses.translators import Coordinates, Translator
 from patchscopes.mappings import FitOptions, Mapping, Mappings, Moments, Quality, Side
 from patchscopes.mappings.texts import FitTexts, Texts, chunks
 from patchscopes.models import Model, calm
+from patchscopes.numbers import plain
 from patchscopes.plan import duration
 from patchscopes.spec import Bos
 
@@ -53,6 +54,10 @@ class TunedOptions:
     tell: Callable[[str], None] = lambda _: None
 
     def __post_init__(self) -> None:
+        for name in ("seed", "n_validation", "n_held_out", "min_position"):
+            object.__setattr__(self, name, plain(getattr(self, name)))  # NumPy's are no JSON
+        if self.layers is not None:
+            object.__setattr__(self, "layers", tuple(map(plain, self.layers)))
         for name in ("n_validation", "n_held_out"):
             if getattr(self, name) < 1:
                 raise OptionError(f"{name} is {getattr(self, name)}; it takes at least one position.")

@@ -19,6 +19,7 @@ from patchscopes.mappings.mapping import Kind, Mapping, Mappings, Pair, Quality,
 from patchscopes.mappings.moments import LeastSquares, Moments
 from patchscopes.mappings.texts import DEFAULTS, FitOptions, FitTexts, Texts, chunks
 from patchscopes.models import Model
+from patchscopes.numbers import plain, whole
 
 RIDGES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1)  # tried where none is given; of inputs of unit variance
 VALIDATION = 0.1  # of the fit texts, which choose the ridge
@@ -88,9 +89,9 @@ def moments_of(
 def _checked(source: Model, target: Model, pairs: Iterable[Pair]) -> tuple[Pair, ...]:
     """The pairs in order, each once."""
     given: list[Any] = list(pairs)
-    if not all(isinstance(pair, tuple) and len(pair) == 2 for pair in given):
+    if not all(isinstance(pair, tuple) and len(pair) == 2 and None not in map(whole, pair) for pair in given):
         raise MappingError(f"pairs of layers are (ℓ, ℓ*), such as [(5, 5), (5, 10)], not {given!r}.")
-    found = tuple(sorted(set(given)))
+    found = tuple(sorted({(plain(layer), plain(target_layer)) for layer, target_layer in given}))
     if not found:
         raise MappingError("no pair of layers (ℓ, ℓ*) was given; give at least one, such as (5, 5).")
     for part, model, side in (("source", source, 0), ("target", target, 1)):

@@ -16,6 +16,7 @@ from patchscopes.mappings.agreeing import Agreeing, agreeing_positions
 from patchscopes.mappings.mapping import Kind, Pair
 from patchscopes.mappings.moments import States
 from patchscopes.models import Model
+from patchscopes.numbers import plain
 from patchscopes.passes import TextStates, text_states
 from patchscopes.provenance import commit, versions
 from patchscopes.spec import Bos
@@ -45,6 +46,8 @@ class FitOptions:
     tell: Callable[[str], None] = lambda _: None
 
     def __post_init__(self) -> None:
+        for name in ("seed", "min_position"):
+            object.__setattr__(self, name, plain(getattr(self, name)))  # NumPy's are no JSON
         if not 0 <= self.held_out < 1:
             raise OptionError(f"held_out is {self.held_out}; it is a share of the text: at least 0 and less than 1.")
         if self.ridge is not None and not 0 < self.ridge < float("inf"):

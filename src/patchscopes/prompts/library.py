@@ -4,11 +4,12 @@ Sources: the paper is Ghandeharioun et al. 2024 (arXiv 2401.06102); SelfIE is Ch
 """
 
 from collections.abc import Mapping
-from dataclasses import fields, replace
+from dataclasses import MISSING, fields, replace
 from types import MappingProxyType
 
 from patchscopes.errors import PromptError
-from patchscopes.sources import plain_position, prompt_faults
+from patchscopes.numbers import plain
+from patchscopes.sources import prompt_faults
 from patchscopes.spec import InspectionPrompt
 
 _PROMPTS = (
@@ -85,8 +86,17 @@ def find_prompt(
     InspectionPrompt with a field of another type.
     """
     if isinstance(value, InspectionPrompt):
-        prompt = value
-        if faults := prompt_faults({field.name: getattr(value, field.name) for field in fields(value)}):
+        given = {field.name: getattr(value, field.name) for field in fields(value)}
+        # None is the default of a field, as it is of an option.
+        prompt = replace(
+            value,
+            **{
+                f.name: f.default
+                for f in fields(value)
+                if f.init and given[f.name] is None and f.default is not MISSING
+            },
+        )
+        if faults := prompt_faults({name: getattr(prompt, name) for name in given}):
             raise PromptError(f"the inspection prompt {value.text!r} cannot be used: {faults}.")
     elif not isinstance(value, str):
         raise PromptError(f"an inspection prompt is a text or an InspectionPrompt, not a {type(value).__name__}.")
@@ -103,6 +113,6 @@ def find_prompt(
     return replace(
         prompt,
         placeholder=prompt.placeholder if placeholder is None else placeholder,
-        at=plain_position(prompt.at if at is None else at),
+        at=plain(prompt.at if at is None else at),
         mask=prompt.mask if mask is None else mask,
     )

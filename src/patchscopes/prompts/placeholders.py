@@ -71,11 +71,13 @@ def _placed(model: Model, prompt: InspectionPrompt, bos: Bos) -> Target:
     if not word or word != word.strip() or MARK in word:
         raise OptionError(f"placeholder {word!r} is not a word; give one token without spaces, e.g. x.")
     tokenized = fill(model, prompt, word, bos=bos)
+    starts = list(_placements(model, prompt, word, tokenized))
     try:
-        verify_spans(model, tokenized)
+        for start in starts:
+            verify_spans(model, tokenized, (start, start + len(word)))
     except PositionError as error:
         raise PlaceholderError(str(error)) from error
-    positions = tuple(_covering(tokenized, start, word) for start in _placements(model, prompt, word, tokenized))
+    positions = tuple(_covering(tokenized, start, word) for start in starts)
     _check_alone(model, Target(prompt, tokenized, positions, word), bos)
     return Target(prompt, tokenized, positions, word)
 

@@ -7,16 +7,17 @@ span:of Wales every token of it, a cell each text:last     a phrase that looks l
 """
 
 import re
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
-from numbers import Integral
-from typing import SupportsIndex
+from typing import Final, Literal, SupportsIndex
 
 from patchscopes.errors import PositionError
 from patchscopes.models import Model
-from patchscopes.prompts.tokens import Tokenized, verify_spans
+from patchscopes.numbers import whole
+from patchscopes.prompts.tokens import Span, Tokenized, verify_spans
 
-Span = tuple[int, int]
+NORMAL_FORMS: Final[tuple[Literal["NFC", "NFKC"], ...]] = ("NFC", "NFKC")
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +44,8 @@ def resolve_marked(model: Model, source: Tokenized, at: str | SupportsIndex) -> 
         return Marked((_in_range(source, number),))
     if not isinstance(at, str):
         raise PositionError(f'{at!r} names no position; give a phrase, a whole number, "last" or "all".')
-    verify_spans(model, source)
     span = _find(source, at.removeprefix("span:"))
+    verify_spans(model, source, span)
     covering = _covering(source, *span, at)
     return Marked(covering if at.startswith("span:") else covering[-1:], span)
 
@@ -57,9 +58,9 @@ def resolve_mask(model: Model, text: Tokenized, phrase: str) -> tuple[int, ...]:
     named = phrase.removeprefix("span:")
     if not named.strip():
         raise PositionError(f"the mask is {phrase!r}; give a phrase of {text.text!r}.")
-    verify_spans(model, text)
     try:
         span = _find(text, named, "")
+        verify_spans(model, text, span)
         covering = _covering(text, *span, phrase)
     except PositionError as error:
         raise PositionError(f"the mask {error}") from None
@@ -73,8 +74,9 @@ def resolve_mask(model: Model, text: Tokenized, phrase: str) -> tuple[int, ...]:
 
 def _as_number(at: object) -> int | None:
     if isinstance(at, str):
-        return int(at) if re.fullmatch(r"[+-]?\d{1,9}", at.strip()) else None
-    return None if isinstance(at, bool) or not isinstance(at, Integral) else int(at)
+        # Digits of other scripts, such as full-width ones, are text: what they stand for is looked for in the text.
+        return int(at) if re.fullmatch(r"[+-]?[0-9]{1,9}", at.strip()) else None
+    return whole(at)
 
 
 def _in_range(source: Tokenized, number: int) -> int:
@@ -93,10 +95,10 @@ def _find(source: Tokenized, phrase: str, instead: str = ", or a position") -> S
         return _only(source, phrase, _matches(source, phrase.removeprefix("re:")), instead)
     if phrase.startswith("text:"):
         return _only(source, phrase, _occurrences(source.text, phrase.removeprefix("text:")), instead)
-    numbered = re.fullmatch(r"(.+)#([1-9]\d*)", phrase, flags=re.DOTALL)
+    numbered = re.fullmatch(r"(.+)#([1-9][0-9]*)", phrase, flags=re.DOTALL)
     if numbered is None:
         found = _occurrences(source.text, phrase)
-        below = re.fullmatch(r"(.+)#(?:0+\d*|-\d+)", phrase, flags=re.DOTALL)
+        below = re.fullmatch(r"(.+)#(?:0[0-9]*|-[0-9]+)", phrase, flags=re.DOTALL)
         if below is not None and not found:
             raise PositionError(
                 f"{phrase!r}: occurrences count from 1, so that {below[1]}#1 is the first.\n{source.table()}"
@@ -104,6 +106,8 @@ def _find(source: Tokenized, phrase: str, instead: str = ", or a position") -> S
         return _only(source, phrase, found, instead)
     plain, nth = numbered[1], int(numbered[2])
     found = _occurrences(source.text, plain)
+    if not found:
+        _check_form(source, phrase, plain)
     if nth > len(found):
         raise PositionError(
             f"{phrase!r} asks for occurrence {nth} of {plain!r}, which occurs {_times(len(found))} in "
@@ -130,6 +134,7 @@ def _only(source: Tokenized, phrase: str, found: Sequence[Span], instead: str) -
     if len(found) == 1:
         return found[0]
     if not found:
+        _check_form(source, phrase, phrase.removeprefix("text:"))
         advice = f"give a phrase of the text, in its case{instead}"
     elif phrase.startswith(("re:", "text:")):
         advice = f"give more of the text{instead}"
@@ -138,6 +143,16 @@ def _only(source: Tokenized, phrase: str, found: Sequence[Span], instead: str) -
     raise PositionError(
         f"{phrase!r} occurs {_times(len(found))} in {source.text!r}; it must occur once: {advice}.\n{source.table()}"
     )
+
+
+def _check_form(source: Tokenized, phrase: str, plain: str) -> None:
+    """Raise where the text has a phrase that looks the same, in another Unicode normal form."""
+    for form in NORMAL_FORMS:
+        if unicodedata.normalize(form, plain) in unicodedata.normalize(form, source.text):
+            raise PositionError(
+                f"{phrase!r} is in {source.text!r} only in another Unicode normal form (both are alike in {form}); "
+                f"copy the phrase from the text, or bring both to one form (unicodedata.normalize).\n{source.table()}"
+            )
 
 
 def _times(n: int) -> str:

@@ -4,13 +4,16 @@ import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from patchscopes.errors import CandidateError, OptionError, PositionError, PromptError, SourceError
+from patchscopes.errors import CandidateError, OptionError, PositionError, PromptError, SourceError, VocabularyError
 from patchscopes.foreign import explained, reason_of
 from patchscopes.models import Model
 from patchscopes.spec import Bos, Ids
+
+Span = tuple[int, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +123,15 @@ def continuation(model: Model, prompt: Tokenized, answer: str, *, chat: bool, bo
     text = f"{prompt.text} {answer}"
     joined = tokenize_rendered(model, text) if chat else tokenize(model, text, bos=bos)
     n = len(prompt)
+    try:
+        check_rows(model, joined)
+    except VocabularyError as error:
+        raise CandidateError(f"candidate {answer!r} cannot be scored: {error}") from error
+    if beyond := [position for position, id in enumerate(joined.ids) if position >= n and id >= model.d_vocab]:
+        raise CandidateError(
+            f"candidate {answer!r} cannot be scored: {model.id} gives probabilities to ids below {model.d_vocab:,} "
+            f"alone.\n{joined.table(beyond)}"
+        )
     if joined.ids[:n] != prompt.ids or len(joined) == n or prompt.text[-1:].isspace():
         raise CandidateError(
             f"candidate {answer!r} does not continue {prompt.text[-40:]!r}: joined with one space, the prompt's own "
@@ -186,23 +198,72 @@ def _shown(tokenizer: PreTrainedTokenizerBase, id: int, covered: str) -> str:
     return covered if is_text else str(tokenizer.convert_ids_to_tokens(id))
 
 
-def verify_spans(model: Model, tokenized: Tokenized) -> None:
-    """Raise PositionError unless the spans are those of the ids (rule 6): in order, and each token's own text."""
+def verify_spans(model: Model, tokenized: Tokenized, span: Span | None = None) -> None:
+    """Raise PositionError unless the spans are those of the ids (rule 6): in order, and each token's own text.
+
+    With `span`, characters that a phrase covers, the tokens of the phrase must be so. What the tokenizer rewrites
+    elsewhere takes nothing from the phrase, as long as the tokens on one side of it make up the text on that side.
+    """
     last, special_ids = 0, set(model.tokenizer.all_special_ids)
+    elsewhere: list[int] = []
     for position, (id, (start, end)) in enumerate(zip(tokenized.ids, tokenized.spans, strict=True)):
-        if id in special_ids or start == end:
+        if id in special_ids or start == end or _is_dummy_prefix(model, tokenized, position):
             continue
         decoded = str(model.tokenizer.decode([id], clean_up_tokenization_spaces=False))
         covered = tokenized.text[start:end]
-        if "\ufffd" in decoded:  # a part of a character: its neighbours cover it too
-            last = max(last, end)
-            continue
-        if _is_dummy_prefix(model, tokenized, position):
-            continue
-        # A continuation keeps WordPiece's mark when it is decoded by itself.
-        if start < last or _folded(covered) not in (_folded(decoded), _folded(decoded.removeprefix("##"))):
-            raise _unsound(tokenized, position)
+        if "\ufffd" not in decoded:  # else a part of a character: its neighbours cover it too
+            if start < last and not (end == last and _decomposes(covered[-1])):
+                raise _unsound(tokenized, (elsewhere or [position])[0])
+            if not _stands_for(decoded, covered):
+                elsewhere.append(position)
         last = max(last, end)
+    for position in elsewhere:
+        first, end = tokenized.spans[position]
+        if span is None or (first < span[1] and end > span[0]):
+            raise _unsound(tokenized, position)
+    if (
+        span is not None
+        and elsewhere
+        and not (_made_up(model, tokenized, (0, span[0])) or _made_up(model, tokenized, (span[1], len(tokenized.text))))
+    ):
+        raise _unsound(tokenized, elsewhere[0])
+
+
+def _stands_for(decoded: str, covered: str) -> bool:
+    """Whether a token's text is what it covers, but for case, outer spaces, "▁" and the normal form.
+
+    A tokenizer that decomposes characters may part one of them ("½", "é") between tokens that all cover it.
+    """
+    # A continuation keeps WordPiece's mark when it is decoded by itself.
+    return any(_is_or_parts(said, covered.strip()) for said in (decoded, decoded.removeprefix("##")))
+
+
+def _is_or_parts(decoded: str, covered: str) -> bool:
+    said, whole = _folded(decoded), _folded(covered)
+    if said == whole or _unmarked(said) == _unmarked(whole):
+        return True
+    begins = whole.startswith(said) and len(said) > len(_folded(covered[:-1]))
+    ends = whole.endswith(said) and len(said) > len(_folded(covered[1:]))
+    return bool(said) and (begins or ends or (len(covered) == 1 and said in whole))
+
+
+def _decomposes(character: str) -> bool:
+    """Whether a character is several in some normal form, so that several tokens may cover it."""
+    return len(unicodedata.normalize("NFKD", character)) > 1
+
+
+def _made_up(model: Model, tokenized: Tokenized, place: Span) -> bool:
+    """Whether the tokens of the text between two places make up that text, but for what normalizers rewrite."""
+    special_ids = set(model.tokenizer.all_special_ids)
+    pairs = zip(tokenized.ids, tokenized.spans, strict=True)
+    inside = [(id, span) for id, span in pairs if place[0] <= span[0] and span[1] <= place[1]]
+    text = list(tokenized.text)
+    for id, (start, end) in inside:
+        if id in special_ids:
+            text[start:end] = [""] * (end - start)
+    ids = [id for id, _ in inside if id not in special_ids]
+    said = str(model.tokenizer.decode(ids, clean_up_tokenization_spaces=False))
+    return _letters(said) == _letters("".join(text[place[0] : place[1]]))
 
 
 def _is_dummy_prefix(model: Model, tokenized: Tokenized, position: int) -> bool:
@@ -210,6 +271,39 @@ def _is_dummy_prefix(model: Model, tokenized: Tokenized, position: int) -> bool:
     after = tokenized.spans[position + 1 : position + 2]
     decoded = str(model.tokenizer.decode([tokenized.ids[position]], clean_up_tokenization_spaces=False))
     return not decoded.strip() and bool(after) and after[0][0] == tokenized.spans[position][0]
+
+
+def check_rows(model: Model, tokenized: Tokenized) -> None:
+    """Raise VocabularyError for ids that the model has no embedding for, as of tokens added to the tokenizer alone."""
+    embedding: Any = model.hf.get_input_embeddings()
+    rows = int(getattr(embedding, "num_embeddings", None) or embedding.weight.shape[0])
+    beyond = [position for position, id in enumerate(tokenized.ids) if id >= rows]
+    if beyond:
+        name = str(model.tokenizer.convert_ids_to_tokens(tokenized.ids[beyond[0]]))
+        raise VocabularyError(
+            f"{tokenized.text!r} has the token {name!r} (id {tokenized.ids[beyond[0]]:,}), and the embedding of "
+            f"{model.id} has {rows:,} rows: the tokenizer was extended and the model was not. Resize the model "
+            f"(resize_token_embeddings), or leave the token out.\n{tokenized.table(beyond)}"
+        )
+
+
+def bos_caution(model: Model, ids: Ids, written: str, what: str) -> str | None:
+    """Say that `what` has a BOS behind its first one; None where it has not.
+
+    Directly behind the first it is one wherever it comes from. Further on it is where the user has `written` it: chat
+    templates may part turns by it, and texts may by one that is also an EOS.
+    """
+    bos = model.tokenizer.bos_token_id
+    if bos is None or ids[:1] != (bos,) or bos not in ids[1:]:
+        return None
+    position = ids.index(bos, 1)
+    spelled = str(model.tokenizer.bos_token) in written and bos not in model.eos_ids
+    if position > 1 and not spelled:
+        return None
+    return (
+        f"two BOS: {what} has {model.tokenizer.bos_token} at positions 0 and {position}, which {model.id} was not "
+        "trained on; leave it out of the text where the tokenizer or the chat template puts one, or use bos='never'."
+    )
 
 
 def cautions(model: Model, tokenized: Tokenized) -> list[str]:
@@ -225,6 +319,8 @@ def cautions(model: Model, tokenized: Tokenized) -> list[str]:
     given = [i for i, special in enumerate(tokenized.special) if special and i > 0]
     if given:
         found.append(f"special tokens inside the text, at positions {', '.join(map(str, given))}")
+    if twice := bos_caution(model, tokenized.ids, tokenized.text, "the text"):
+        found.append(twice)
     pairs = enumerate(zip(tokenized.spans, tokenized.spans[1:], strict=False))
     parts = [i for i, (a, b) in pairs if a == b and a[0] < a[1] and not _is_dummy_prefix(model, tokenized, i)]
     if parts:
@@ -239,7 +335,18 @@ def cautions(model: Model, tokenized: Tokenized) -> list[str]:
 
 
 def _folded(text: str) -> str:
-    return unicodedata.normalize("NFKC", text).casefold().strip()
+    return unicodedata.normalize("NFKD", text).replace("▁", " ").casefold().strip()
+
+
+def _unmarked(text: str) -> str:
+    """`text` without its accents, which some tokenizers leave out."""
+    return "".join(sign for sign in text if not unicodedata.combining(sign))
+
+
+def _letters(text: str) -> str:
+    """`text` without white space, accents and what is not seen."""
+    seen = (sign for sign in _unmarked(_folded(text)) if unicodedata.category(sign)[0] != "C")
+    return "".join("".join(seen).split())
 
 
 def _unsound(tokenized: Tokenized, position: int) -> PositionError:

@@ -4,11 +4,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import KW_ONLY, dataclass, field, replace
 
 from patchscopes.analysis.matching import leaked
-from patchscopes.errors import CandidateError, ContextLengthError, PositionError
+from patchscopes.errors import CandidateError, ContextLengthError, PositionError, VocabularyError
 from patchscopes.mappings import Transfer
 from patchscopes.models import Model
 from patchscopes.plan import states_of
 from patchscopes.prompts import Target, Tokenized, continuation, resolve_mask
+from patchscopes.prompts.tokens import check_rows
 from patchscopes.spec import Cell, Ids, InspectionPrompt, Own, Request, Site, State, Status, Sweep, Vector, Write
 
 Answers = tuple[str, ...]
@@ -230,12 +231,13 @@ class Grid:
         """A request that runs `tokenized` and writes nothing."""
         what = f"{variant.control} for prompt {target.prompt.label!r}"
         try:
+            check_rows(self.model, tokenized)
             common = self._common(target, point, variant)
             cell = self.cell(target, tokenized, common.candidates, sample=variant.sample)
             self.model.check_length(len(tokenized.ids), cell.more_tokens, what, masked=bool(cell.masked))
             of_source = None if common.compare is None else self.source_model
             cell = replace(cell, compare=common.compare, source_model=of_source)
-        except (ContextLengthError, CandidateError, PositionError) as error:
+        except (ContextLengthError, CandidateError, PositionError, VocabularyError) as error:
             return self.unresolvable(target, variant, point=point, reason=str(error))
         return self._request(target, cell, variant, point)
 

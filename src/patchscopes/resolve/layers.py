@@ -2,9 +2,9 @@
 
 import re
 from collections.abc import Iterable, Sequence
-from numbers import Integral
 
 from patchscopes.errors import LayerError
+from patchscopes.numbers import whole
 
 Layers = str | int | range | Sequence[int]
 
@@ -33,8 +33,8 @@ def _parse_text(text: str, n_layers: int) -> tuple[int, ...]:
         return tuple(range(n_layers + 1))
     layers: list[int] = []
     for part in text.split(","):
-        single = re.fullmatch(r"-?\d{1,9}", part.strip())
-        span = re.fullmatch(r"(\d{1,9})\s*-\s*(\d{1,9})", part.strip())
+        single = re.fullmatch(r"-?[0-9]{1,9}", part.strip())
+        span = re.fullmatch(r"([0-9]{1,9})\s*-\s*([0-9]{1,9})", part.strip())
         if single:
             layers.append(int(part))
         elif span and int(span[1]) <= int(span[2]):
@@ -47,10 +47,10 @@ def _parse_text(text: str, n_layers: int) -> tuple[int, ...]:
 
 
 def _parse_numbers(value: object) -> tuple[int, ...]:
-    numbers: tuple[object, ...] = tuple(value) if isinstance(value, Iterable) else (value,)
-    layers: list[int] = []
-    for number in numbers:
-        if isinstance(number, bool) or not isinstance(number, Integral):
-            raise LayerError(f"{number!r} is no layer; layers are whole numbers, or all.")
-        layers.append(int(number))
-    return tuple(layers)
+    one = whole(value)
+    several = isinstance(value, Iterable) and not isinstance(value, bytes | bytearray)
+    numbers: tuple[object, ...] = tuple(value) if one is None and several else (value,)  # type: ignore[arg-type]
+    layers = tuple(map(whole, numbers))
+    if None in layers:
+        raise LayerError(f"{numbers[layers.index(None)]!r} is no layer; layers are whole numbers, or all.")
+    return tuple(layer for layer in layers if layer is not None)

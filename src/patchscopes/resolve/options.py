@@ -21,8 +21,10 @@ def check_options(model: Model, sweep: Sweep) -> None:
     decoding = sweep.decoding
     numbers = {"max_new_tokens": decoding.max_new_tokens, "n_samples": sweep.n_samples, "draws": sweep.draws}
     for name, value in {**numbers, "top_k": sweep.readout.top_k, "seed": sweep.seed}.items():
-        if type(value) is not int:  # nor one of NumPy's: what is hashed must look the same everywhere
-            raise OptionError(f"{name} is {value!r}; it must be a whole number, a Python int.")
+        if (
+            type(value) is not int
+        ):  # `prepare` has made Python's of NumPy's: what is hashed must look the same everywhere
+            raise OptionError(f"{name} is {value!r}; it must be a whole number.")
     for holds, message in (*_numbers(model, sweep), *_candidates(sweep), *_words(sweep)):
         if not holds:
             raise OptionError(message)

@@ -11,15 +11,19 @@ from patchscopes.errors import (
     PositionError,
     PromptError,
     SourceError,
+    VocabularyError,
 )
 from patchscopes.mappings import Transfer
 from patchscopes.models import Model
 from patchscopes.prompts import Target, resolve_marked, resolve_mask, resolve_target, tokenize, tokenize_pieces
+from patchscopes.prompts.tokens import bos_caution, check_rows
 from patchscopes.resolve.controls import CONTROLS
 from patchscopes.resolve.grid import Grid, Point, Variant, with_candidates
 from patchscopes.resolve.options import check_options
 from patchscopes.resolve.transfer import check_transfer
 from patchscopes.spec import InspectionPrompt, Request, Source, Sweep
+
+MAX_SHOWN = 3  # of warnings that are alike
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +111,7 @@ def _cells(grid: Grid, point: Point) -> Iterator[Request]:
 
 def _target(model: Model, sweep: Sweep, prompt: InspectionPrompt) -> Target:
     target = resolve_target(model, prompt, bos=sweep.bos)
+    check_rows(model, target.tokenized)
     new_tokens = sweep.decoding.max_new_tokens if sweep.readout.kind == "text" else 1
     if target.masked:
         model.check_masks()
@@ -124,7 +129,9 @@ def _points(
         points = tuple(_resolve_source(transfer.source, sweep, source, index))
         if isinstance(source.prompt, InspectionPrompt) and source.prompt not in prompts:
             prompts[source.prompt] = _target(transfer.target, sweep, source.prompt)
-    except (SourceError, PositionError, ContextLengthError, PlaceholderError, PromptError) as error:
+    except (
+        SourceError, PositionError, ContextLengthError, PlaceholderError, PromptError, VocabularyError,
+    ) as error:  # fmt: skip
         return error
     return points
 
@@ -139,6 +146,7 @@ def _resolve_source(model: Model, sweep: Sweep, source: Source, index: int) -> I
         tokenized = tokenize_pieces(model, source.split, bos=sweep.bos)
     else:
         tokenized = tokenize(model, source.text, bos=sweep.bos)
+    check_rows(model, tokenized)
     model.check_length(len(tokenized.ids), 0, f"source {index}")
     at = sweep.at if source.at is None else source.at
     marked = resolve_marked(model, tokenized, at)
@@ -191,6 +199,7 @@ def _all_failed(errors: list[PatchscopesError]) -> PatchscopesError:
 
 
 def _warnings(grid: Grid, requests: list[Request]) -> Iterator[str]:
+    yield from _two_bos(grid, requests)
     sinks = {r.source: None for r in requests if r.control is None and "sink" in r.flags}
     if sinks:
         shown = ", ".join(repr(text) for text in list(sinks)[:3]) + (", …" if len(sinks) > 3 else "")
@@ -214,3 +223,28 @@ def _warnings(grid: Grid, requests: list[Request]) -> Iterator[str]:
     without = {model.id: None for model, text in texts if model.architecture.needs_bos and not text.has_bos}
     for name in without:
         yield f"{name} needs a BOS and does not get one: without it, it is another model. Use bos='always'."
+
+
+def _two_bos(grid: Grid, requests: list[Request]) -> Iterator[str]:
+    """Warn of a second BOS: in sources, in inspection prompts, and in prompts that a source's text stands in."""
+    source, target = grid.transfer.source, grid.model
+    texts = {point.source_index: point.tokenized for point in grid.points}
+    cautions = [
+        bos_caution(source, text.ids, text.text, f"source {index} ({text.text[:60]!r})")
+        for index, text in texts.items()
+    ]
+    for one in grid.targets:
+        written = one.prompt.text + one.prompt.reply if one.prompt.chat else one.tokenized.text
+        cautions.append(bos_caution(target, one.tokenized.ids, written, f"inspection prompt {one.prompt.label!r}"))
+    if not any(cautions):
+        cautions += [
+            bos_caution(
+                target, request.cell.target_ids, str(request.source), f"{request.control} of {request.source!r}"
+            )
+            for request in requests
+            if request.control in ("text-only", "phrase-only") and request.cell is not None
+        ]
+    found = list(dict.fromkeys(filter(None, cautions)))
+    yield from found[:MAX_SHOWN]
+    if len(found) > MAX_SHOWN:
+        yield f"two BOS: so have {len(found) - MAX_SHOWN:,} more texts."

@@ -9,7 +9,7 @@ A shard's name carries the hash of its bytes and its metadata the hash of what t
 manifest does not yet name is taken in, and one that is damaged or foreign is told from it. Nothing here imports torch.
 """
 
-from patchscopes.store.folder import check_folder
+from patchscopes.store.folder import check_folder, run_folder
 from patchscopes.store.manifest import Head, Manifest, Session
 from patchscopes.store.opening import open_writer
 from patchscopes.store.reader import StoredRun, open_run, read_run
@@ -26,4 +26,5 @@ __all__ = [
     "open_run",
     "open_writer",
     "read_run",
+    "run_folder",
 ]

@@ -93,12 +93,19 @@ class Folder:
         return False
 
 
+def run_folder(path: object) -> Path:
+    """The path of a run directory. Raises StoreError for an empty name, which would be the current folder."""
+    if not isinstance(path, str | PathLike) or not str(path).strip():
+        raise StoreError(f"the run directory is {path!r}; name a directory.")
+    return Path(path)
+
+
 def check_folder(path: str | PathLike[str]) -> None:
     """Raise StoreError where `path` cannot be a run directory, or RunInUseError where it has a writer.
 
     For whoever has something slow to do before a writer is opened, such as loading a model.
     """
-    folder = Folder(Path(path))
+    folder = Folder(run_folder(path))
     if not folder.path.exists():
         return
     if not folder.path.is_dir():
@@ -124,11 +131,14 @@ def _in_use(path: Path) -> RunInUseError:
 def write_atomically(path: Path, data: bytes) -> None:
     """Write `path` so that it is there whole or not at all, also after a power cut."""
     part = path.with_name(f".{path.name}{PART}")
-    with part.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
+    try:
+        with part.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)  # after an interrupt
     _sync_names(path.parent)
 
 

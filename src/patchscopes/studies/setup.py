@@ -7,18 +7,20 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from os import PathLike
 from pathlib import Path
-from typing import TypedDict
+from typing import TypedDict, cast
 
 from patchscopes.engine import default_memory_bytes
 from patchscopes.errors import OptionError, OutputError
 from patchscopes.mappings import Mappings, Transfer
 from patchscopes.models import Model
+from patchscopes.numbers import plain
 from patchscopes.plan import Budget, Runner, Speed, duration
 from patchscopes.resolve import resolve
 from patchscopes.results import Results
 from patchscopes.run import Inspection, Session, collector_paused
 from patchscopes.spec import Decoding, Row, Sweep
 from patchscopes.speed import measure_speed
+from patchscopes.store import run_folder
 from patchscopes.trust import TrustedEngine
 
 Watch = Callable[[Session], AbstractContextManager[Callable[[Row], None]]]
@@ -133,12 +135,14 @@ class Setup:
         if unknown := sorted(set(options) - set(StudyOptions.__annotations__)):
             known = ", ".join(StudyOptions.__annotations__)
             raise OptionError(f"a study has no option {', '.join(unknown)}; its options are {known}.")
+        # None is an option's default, and whole numbers are plain ones: what is hashed must look the same everywhere.
+        options = cast(StudyOptions, {name: plain(value) for name, value in options.items() if value is not None})
         data, out = options.get("data"), options.get("out")
         setup = cls(
             model,
             data=None if data is None else Path(data),
             quick=options.get("quick", False),
-            out=None if out is None else Path(out),
+            out=None if out is None else run_folder(out),
             runner=options.get("runner", TrustedEngine),
             seed=options.get("seed", 0),
             memory_bytes=options.get("memory_bytes"),
