@@ -9,6 +9,6 @@ the self-check has the last word. Nothing is replaced outside a `with compute.in
 """
 
 from patchscopes.compute.compute import Compute, compute_of
-from patchscopes.compute.head import Head
+from patchscopes.compute.head import Head, columns_at_once
 
-__all__ = ["Compute", "Head", "compute_of"]
+__all__ = ["Compute", "Head", "columns_at_once", "compute_of"]

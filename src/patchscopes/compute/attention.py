@@ -20,6 +20,10 @@ from patchscopes.kernels.ops import refuse, runs_native
 
 PADDED = 16  # a kernel's vector: keys of the prefix are padded to a multiple of it
 MAX_D_HEAD = 512  # what the kernel holds of one query
+# Bytes of one score where it is made: `_plain` has at most two in float32, transformers' own one more in its dtype.
+PLAIN_SCORE_BYTES, OWN_SCORE_BYTES = 8, 16
+# Bytes of one place of a mask, which all heads share: here by positions of 8 bytes, there as it is and as it is added.
+PLAIN_MASK_BYTES, OWN_MASK_BYTES = 12, 6
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,9 +150,9 @@ def _refuse(new: tuple[Tensor, Tensor, Tensor], shared: SharedKeys, own: OwnKeys
     q, k, v = new
     refuse(
         "attend",
-        "float q (row, head, column, d), k and v (row, kv_head, column, d), own keys and values (row, kv_head, capacity, "
-        "d), shared keys (kv_head, d, padded) and values (kv_head, token, d), int64 lengths (row), and heads that "
-        "kv_heads divide",
+        "float q (row, head, column, d), k and v (row, kv_head, column, d), own keys and values (row, kv_head, "
+        "capacity, d), shared keys (kv_head, d, padded) and values (kv_head, token, d), int64 lengths (row), and heads "
+        "that kv_heads divide",
         **{"q": q, "k": k, "v": v, "own keys": own.keys, "own values": own.values, "lengths": own.lengths},
         **{"shared keys": shared.keys, "shared values": shared.values},
     )
@@ -212,7 +216,7 @@ def _plain(
     own.values[lines, :, at] = v.transpose(1, 2).to(own.values.dtype)
     q = q.reshape(rows, kv_heads, heads // kv_heads, columns, sizes.d_head)
     own_keys, own_values = own.keys[:, :, :n_own], own.values[:, :, :n_own]
-    # At most two copies of the scores at once, of which the plan counts the bytes (SCORE_BYTES).
+    # At most two copies of the scores at once: the plan counts their bytes.
     scores = torch.cat(
         (
             torch.einsum("rkgcd,kdt->rkgct", q, shared.keys[..., :prefix]),
@@ -223,7 +227,8 @@ def _plain(
     if scoring.softcap:
         scores.div_(scoring.softcap).tanh_().mul_(scoring.softcap)
     scores.masked_fill_(~_visible(at, prefix, n_own, scoring.window), float("-inf"))
-    weights = torch.softmax(scores, -1, dtype=torch.float32)
+    scores = scores.float()
+    weights = torch.softmax(scores, -1)
     del scores
     weights = weights.to(q.dtype)
     out = torch.einsum("rkgct,ktd->rckgd", weights[..., :prefix], shared.values)

@@ -45,7 +45,7 @@ class Engine:
         compute = compute_of(self.model)
         try:
             states = States(self.transfer, wave.source_batches)
-            prompts = RunPrompts(self.model, compute, wave.prompts)
+            prompts = RunPrompts(self.model, compute, wave.prompts, tokens_at_once=wave.prompt_tokens)
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error, plan.cost.peak_bytes):
                 raise
