@@ -21,7 +21,7 @@ from patchscopes.kernels.ops import refuse, runs_native
 PADDED = 16  # a kernel's vector: keys of the prefix are padded to a multiple of it
 MAX_D_HEAD = 512  # what the kernel holds of one query
 # Bytes of one score where it is made: `_plain` has at most two in float32, transformers' own one more in its dtype.
-PLAIN_SCORE_BYTES, OWN_SCORE_BYTES = 8, 16
+PLAIN_SCORE_BYTES, OWN_SCORE_BYTES = 8, 12
 # Bytes of one place of a mask, which all heads share: here by positions of 8 bytes, there as it is and as it is added.
 PLAIN_MASK_BYTES, OWN_MASK_BYTES = 12, 6
 

@@ -149,12 +149,11 @@ class _Compiler:
         indices = tuple(index for *_, index in rows)
         cells = [self.cells[index] for index in indices]
         capacity = max(n_run(cell) - len(prefix) + own_tokens(cell) for cell in cells)
-        suffix = rows[-1][0]
-        size = GroupBytes.of(self.shape, cells, len(prefix), capacity)
-        check_fits(size.one, self.rows_bytes, self.budget, f"one cell of {len(prefix) + capacity:,} tokens")
-        at_most = max(1, min(self.max_rows, size.rows_in(self.rows_bytes)))
+        size = GroupBytes.of(self.shape, cells, rows[-1][0], len(prefix), capacity)  # the longest suffix comes last
+        check_fits(size.of_rows(1), self.rows_bytes, self.budget, f"one cell of {len(prefix) + capacity:,} tokens")
+        at_most = max(1, size.rows_in(self.rows_bytes, self.max_rows))
         n_rows = -(-len(indices) // -(-len(indices) // at_most))  # batches of equal size
-        return Group(indices, prefix, n_rows, max(1, min(n_rows, MAX_TOKENS // suffix)), capacity)
+        return Group(indices, prefix, n_rows, min(n_rows, size.start_at_once), capacity)
 
     def _source_batches(self, indices: Sequence[int]) -> Iterator[tuple[SourcePass, ...]]:
         """Source passes, of similar length together, as many as the budget holds."""

@@ -184,7 +184,7 @@ def _group(cells: Sequence[Cell], group: Group, shape: ModelShape, kept_bytes: i
     suffixes = Counter(suffix_of(cell, len(group.prefix)) for cell in cells)  # only those of one length start together
     starts = sum(-(-count // group.n_started) for count in suffixes.values())
     longest = max(own_tokens(cell) for cell in cells)
-    size = GroupBytes.of(shape, cells, len(group.prefix), group.capacity)
+    size = GroupBytes.of(shape, cells, max(suffixes), len(group.prefix), group.capacity)
     return Cost(
         forward_passes=starts + (starts if answers else -(-len(cells) // group.n_rows)) * longest,
         prefill_tokens=prefill,
@@ -194,7 +194,7 @@ def _group(cells: Sequence[Cell], group: Group, shape: ModelShape, kept_bytes: i
         head_tokens=head_tokens,
         chosen_tokens=chosen,
         flops=round(2 * (block_tokens * shape.block_parameters + head_tokens * shape.head_parameters)),
-        peak_bytes=kept_bytes + size.of_rows(group.n_rows, group.n_started),
+        peak_bytes=kept_bytes + size.of_rows(group.n_rows),
     )
 
 

@@ -1,5 +1,6 @@
 """What a plan is made of, and what can be told of a cell without a model."""
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -218,7 +219,9 @@ def row_bytes(shape: ModelShape, seen: int, run: int) -> int:
 
 
 def _run_bytes(shape: ModelShape, seen: int, run: int) -> int:
-    return _activation_bytes(shape, run) + shape.row_pair_bytes * run * seen
+    # Where prefixes are copied, a block's keys and values are gathered and put together once more for its attention.
+    gathered = 0 if shape.shares_prefix else 4 * kv_bytes(shape, seen) // shape.n_layers
+    return _activation_bytes(shape, run) + shape.row_pair_bytes * run * seen + gathered
 
 
 def text_bytes(shape: ModelShape, n_tokens: int) -> int:
@@ -234,9 +237,10 @@ class GroupBytes(NamedTuple):
     """What a group's rows take, each at its peak.
 
     `kept` is a row's own keys and values, `started` what its first pass makes, `decoded` what each later one makes.
-    `drawn` comes on top for up to DRAWN_AT_ONCE rows, and `fixed` once.
+    `drawn` comes on top for up to DRAWN_AT_ONCE rows, and `fixed` once. At most `start_at_once` rows start together.
     """
 
+    start_at_once: int
     kept: int
     started: int
     decoded: int
@@ -244,43 +248,28 @@ class GroupBytes(NamedTuple):
     fixed: int
 
     @classmethod
-    def of(cls, shape: ModelShape, cells: Sequence[Cell], n_shared: int, capacity: int) -> "GroupBytes":
-        """Count those of `cells`, which share the first `n_shared` tokens and have `capacity` of their own."""
-        suffix = max(suffix_of(cell, n_shared) for cell in cells)
-        read = max(map(_read_bytes, cells))
-        kept, seen, fixed = kv_bytes(shape, capacity), n_shared + capacity, 0
+    def of(cls, shape: ModelShape, cells: Sequence[Cell], suffix: int, n_shared: int, capacity: int) -> "GroupBytes":
+        """Count those of `cells`, of one kind, which run `suffix` tokens first, at most, and share what is before."""
+        kept, seen, fixed, drawn, read = kv_bytes(shape, capacity), n_shared + capacity, 0, 0, 0
+        kind = cells[0].readout.kind
+        if kind == "next-token":
+            read = TOP_BYTES * max(cell.readout.top_k for cell in cells)
+        elif kind == "candidates":
+            read = CANDIDATE_BYTES * max(len(cell.candidates) for cell in cells)
+        elif any(cell.decoding.temperature > 0 for cell in cells):
+            drawn = DRAWN_LOGIT_BYTES * shape.d_vocab
         started, decoded = (row_bytes(shape, seen, run) + read for run in (suffix, 1))
-        if any(cell.readout.kind == "candidates" for cell in cells):
+        if kind == "candidates":
             # Answers run beside the rows that they follow, two tokens for each row, or the longest of them alone.
-            longest = max(map(own_tokens, cells))
             kept, started, decoded = 3 * kept, 3 * started, 3 * decoded
-            fixed = _run_bytes(shape, seen, max(0, longest - 2))
-        return cls(kept, started, decoded, max(_drawn_bytes(shape, cell) for cell in cells), fixed)
+            fixed = _run_bytes(shape, seen, max(0, max(map(own_tokens, cells)) - 2))
+        return cls(max(1, MAX_TOKENS // suffix), kept, started, decoded, drawn, fixed)
 
-    @property
-    def one(self) -> int:
-        """Bytes of one row alone."""
-        return self.kept + self.started + self.drawn + self.fixed
-
-    def rows_in(self, available: int) -> int:
-        """Return how many rows have room."""
-        left, size = available - self.fixed, self.kept + self.started
-        return max(left // (size + self.drawn), (left - DRAWN_AT_ONCE * self.drawn) // size)
-
-    def of_rows(self, n_rows: int, n_started: int) -> int:
-        """Return the bytes of `n_rows` at their peak, of which `n_started` start at once."""
-        made = max(n_started * self.started, n_rows * self.decoded)
+    def of_rows(self, n_rows: int) -> int:
+        """Return the bytes of `n_rows` at their peak."""
+        made = max(min(n_rows, self.start_at_once) * self.started, n_rows * self.decoded)
         return n_rows * self.kept + made + min(n_rows, DRAWN_AT_ONCE) * self.drawn + self.fixed
 
-
-def _read_bytes(cell: Cell) -> int:
-    """Return the bytes of what is read of one row's logits."""
-    if cell.readout.kind == "next-token":
-        return TOP_BYTES * cell.readout.top_k
-    return CANDIDATE_BYTES * len(cell.candidates)
-
-
-def _drawn_bytes(shape: ModelShape, cell: Cell) -> int:
-    """Return the bytes of a row's whole logits, where a draw needs them."""
-    drawn = cell.readout.kind == "text" and cell.decoding.temperature > 0
-    return DRAWN_LOGIT_BYTES * shape.d_vocab if drawn else 0
+    def rows_in(self, available: int, at_most: int) -> int:
+        """Return how many rows have room, 0 to `at_most`."""
+        return bisect_right(range(1, at_most + 1), available, key=self.of_rows)
