@@ -52,7 +52,7 @@ def _rest(compute: Compute, rows: Rows, of: Sequence[int], answers: Tensor, at_o
     x = forward(compute, branch, Span(0, len(of)), answers[:, :-1], columns="all")
     lines = x.reshape(len(of) * n_run, -1)
     tokens = answers[:, 1:].reshape(-1, 1).to(lines.device)
-    parts = zip(lines.split(at_once), tokens.split(at_once), strict=True)
+    parts = zip(torch.split(lines, at_once), torch.split(tokens, at_once), strict=True)
     logprobs = torch.cat([compute.head.logprobs(some, of_them) for some, of_them in parts])
     sums: list[float] = logprobs.view(len(of), n_run).double().sum(1).tolist()
     return sums
