@@ -85,7 +85,8 @@ def main(arguments: list[str]) -> int:
     except (NoSanitizerError, subprocess.CalledProcessError) as error:
         sys.stderr.write(f"make test-asan: nothing was tested: {error}\n")
         return 1
-    command = [sys.executable, "-m", "pytest", *(arguments or ["tests/kernels"])]
+    # What a sanitizer says goes to file descriptor 2, and the process ends: captured there, it would be lost.
+    command = [sys.executable, "-m", "pytest", "--capture=sys", *(arguments or ["tests/kernels"])]
     return subprocess.run(command, env=environment(), check=False).returncode
 
 

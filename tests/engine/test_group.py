@@ -253,6 +253,16 @@ def test_an_error_without_a_reason_is_of_memory_where_memory_is_short(
     assert max(passes.of("start") + passes.of("decode")) == 2
 
 
+def test_a_product_that_onednn_has_no_way_for_is_never_of_memory(passes: Passes, short: None) -> None:
+    """Widths that do not fit, or a dtype: it says so before it asks for memory."""
+    model = tiny_model("llama")
+    error = RuntimeError("could not create a primitive descriptor for the inner product forward propagation primitive")
+    passes.before = refuse_above(2, error)
+    with pytest.raises(RuntimeError) as e:
+        run_cells(model, Engine(model), of_lengths(model, LENGTHS), Budget(AMPLE))
+    assert e.value is error
+
+
 @pytest.mark.parametrize("error", UNEXPLAINED, ids=str)
 def test_an_error_without_a_reason_passes_as_it_is_where_memory_is_not_short(passes: Passes, error: Exception) -> None:
     """Autocast, for one, has oneDNN say it of a dtype."""

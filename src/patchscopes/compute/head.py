@@ -60,7 +60,7 @@ def columns_at_once(model: Model) -> int:
 
 
 def _is_matrix(module: object) -> TypeGuard[nn.Linear]:
-    """Whether a module computes x·weightᵀ + bias and nothing else happens where it is called."""
+    """Return whether a module computes x·weightᵀ + bias and nothing else happens where it is called."""
     if not isinstance(module, nn.Linear) or type(module).forward is not nn.Linear.forward:
         return False
     hooks = module._forward_hooks or module._forward_pre_hooks
@@ -188,7 +188,7 @@ def _packed(part: _Part, *, repack: bool) -> linear.LinearFunction:
 
 
 def _where_in(part: Tensor, start: int, tokens: Tensor, found: Tensor) -> Tensor:
-    """`found`, with the logits of those tokens that stand in `part`, whose columns count from `start`."""
+    """Return `found` with the logits of those tokens that stand in `part`, whose columns count from `start`."""
     local = tokens - start
     here = (local >= 0) & (local < part.shape[1])
     return torch.where(here, part.gather(1, local.clamp(0, part.shape[1] - 1)), found)

@@ -1,6 +1,7 @@
 """The engine's loop: wave by wave the source states and prompts, then each group until its cells are done."""
 
 import gc
+import re
 from collections.abc import Iterator
 
 import psutil
@@ -25,8 +26,9 @@ OUT_OF_MEMORY = (
     "CUBLAS_STATUS_ALLOC_FAILED",
     "std::bad_alloc",
 )
-# What oneDNN says of whatever it could not do, a dtype that it does not take as well as memory that is not there.
-NO_REASON = ("could not create a primitive", "could not execute a primitive", "could not create a memory object")
+# What oneDNN says of whatever it could not do, a dtype that it does not take as well as memory that is not there. Of a
+# "primitive descriptor" it says so before it asks for any memory.
+NO_REASON = re.compile(r"could not (create|execute) a primitive(?! descriptor)|could not create a memory object")
 
 
 class Engine:
@@ -92,9 +94,7 @@ def is_out_of_memory(error: BaseException, needed_bytes: int) -> bool:
     if not isinstance(error, RuntimeError):
         return False
     said = str(error)
-    return any(sign in said for sign in OUT_OF_MEMORY) or (
-        any(sign in said for sign in NO_REASON) and _short(needed_bytes)
-    )
+    return any(sign in said for sign in OUT_OF_MEMORY) or (NO_REASON.search(said) is not None and _short(needed_bytes))
 
 
 def _short(needed_bytes: int) -> bool:
