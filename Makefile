@@ -15,11 +15,12 @@ CANDIDATES := python3 python3.13 python3.12 python3.11 python3.14 python
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check fix bench bench-quick bench-peers clean
+.PHONY: help setup demo test test-asan check fix bench bench-quick bench-peers clean
 
 help:
 	@echo "make demo    inspect a real model's hidden states (sets up first)"
 	@echo "make test    the whole test suite (sets up first)"
+	@echo "make test-asan   the kernels' tests with AddressSanitizer, where there is GCC on Linux"
 	@echo "make check   format, lint, types, floors, size budget"
 	@echo "make fix     format, and mend what ruff can mend"
 	@echo "make bench   speed and memory, beside other ways and what the machine can do: 15 quiet minutes"
@@ -35,6 +36,10 @@ demo: $(STAMP)
 # A worker is given whole files, whose fixtures are shared, in the order that tests/conftest.py gives them.
 test: $(STAMP)
 	@OMP_NUM_THREADS=1 $(PY) -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+
+# A kernel built with AddressSanitizer and UndefinedBehaviorSanitizer beside the usual one, and the first fault ends it.
+test-asan: $(STAMP)
+	@OMP_NUM_THREADS=1 $(PY) tests/asan.py
 
 check: $(STAMP)
 	@$(VENV)/bin/ruff format --check .

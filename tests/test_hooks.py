@@ -291,7 +291,7 @@ def test_a_block_runs_no_row_that_enters_above_it(llama: Model) -> None:
 
 @pytest.mark.parametrize("place", [0, 1, 3])
 @pytest.mark.parametrize("before", [True, False], ids=["pre-hook", "hook"])
-def test_a_callers_hook_on_a_block_meets_each_row_that_runs_it_once(place: int, before: bool) -> None:  # noqa: FBT001
+def test_a_callers_hook_on_a_block_meets_each_row_that_runs_it_once(place: int, before: bool) -> None:
     """Rows that wait have met it already, with the prompt that they start from, or never will."""
     hf = copy.deepcopy(families.build("llama"))
     if before:

@@ -1,11 +1,16 @@
 """Keys and values: of prompts, run once; of rows beside a shared prefix; rows that leave, and copies of them."""
 
+import os
+import subprocess
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
+import patchscopes
 from conftest import tiny_model
 from patchscopes.compute import compute_of
 from patchscopes.forward import Span, forward
@@ -210,3 +215,36 @@ def test_more_tokens_than_room_are_an_error_and_no_silence(family: str) -> None:
         run(model, rows, [(1, 2, 3, 4), (5, 6, 7, 8)])
     with pytest.raises(AssertionError):
         rows.add([1])
+
+
+OVERFULL = """
+from conftest import tiny_model
+from patchscopes.kv import Rows
+model = tiny_model("llama")
+def said(call):
+    try:
+        call()
+    except AssertionError as error:
+        return str(error)
+def run(rows, columns):
+    with rows.running(0, 2, columns):
+        pass
+rows = Rows(model, n_rows=2, capacity=3)
+rows.add([0, 2])
+print(said(lambda: run(rows, 2)))
+print(said(lambda: rows.add([0])))
+print(said(lambda: Rows(model, n_rows=1, capacity=3).add([4])))
+print(said(lambda: Rows(model, n_rows=1, capacity=3).add([-1])))
+print(said(lambda: run(rows, 1)))
+"""
+
+
+def test_more_tokens_than_room_are_an_error_without_assertions_too() -> None:
+    paths = (str(Path(patchscopes.__file__).parents[1]), str(Path(__file__).parent))
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+    command = [sys.executable, "-O", "-c", OVERFULL]
+    found = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.splitlines()
+    assert found[0] == "2 own tokens and 2 more, in buffers of 3"
+    assert found[1] == "2 rows and 1 more, in 2 of 3 tokens"
+    assert found[2] == found[3] == "0 rows and 1 more, in 1 of 3 tokens"
+    assert found[4] == "None", "and what just fits runs"

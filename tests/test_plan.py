@@ -275,6 +275,62 @@ def test_candidates_need_more_room_than_a_text() -> None:
     assert 0 < 2 * rows[1] <= rows[0] < 60
 
 
+# ------------------------------------------------------------------------------------------------------------- memory
+
+
+def n_rows(cells: list[Cell], kib: int, **shape: Any) -> int:
+    plan = compile_plan(cells, replace(SHAPE, **shape), Budget(kib * KIB))
+    assert plan.cost.peak_bytes <= kib * KIB
+    return max(group.n_rows for group in groups(plan))
+
+
+def test_logits_scores_and_what_is_read_leave_room_for_fewer_rows() -> None:
+    """Whatever a row makes is counted: each of these alone lowers the number of rows that run at once."""
+    read = [cell((1, 2, 3, n), (1,), kind="next-token") for n in range(60)]
+    texts = [cell((1, 2, 3, n), (1,)) for n in range(60)]
+    usual = n_rows(texts, 3072)
+    assert n_rows(texts, 3072, head_columns=8192) < usual
+    assert n_rows(texts, 3072, row_pair_bytes=4096) < usual
+    assert n_rows(texts, 3072, kv_bytes_per_token=8192) < usual
+    assert n_rows(texts, 3072, kv_bytes_per_token=2048, shares_prefix=False) < n_rows(
+        texts, 3072, kv_bytes_per_token=2048
+    )
+    drawn = [replace(one, decoding=Decoding(5, temperature=0.5)) for one in texts]
+    assert n_rows(drawn, 3072, d_vocab=10_000) < n_rows(texts, 3072, d_vocab=10_000)
+    more = [replace(one, readout=Readout("next-token", 500)) for one in read]
+    assert n_rows(more, 3072) < n_rows(read, 3072)
+    scored = [replace(one, readout=Readout("candidates"), candidates=((1,), (2,))) for one in texts]
+    many = [replace(one, candidates=((1,), (2,)) * 2000) for one in scored]
+    assert n_rows(many, 3072) < n_rows(scored, 3072)
+
+
+def test_only_those_that_start_together_run_their_whole_suffix() -> None:
+    """Of rows whose suffix fills a pass one starts at a time, and what that makes is needed once."""
+    long = [cell(tuple(range(MAX_TOKENS)), (0,), new=1) for _ in range(40)]
+    plan = compile_plan(long, SHAPE, Budget(8 * 2**20))
+    (group,) = groups(plan)
+    started = 32 * SHAPE.d_model * SHAPE.itemsize * MAX_TOKENS
+    assert (group.n_rows, group.n_started) == (40, 1)
+    assert started < plan.cost.peak_bytes < 40 * started
+
+
+def test_whole_texts_are_counted_with_their_scores() -> None:
+    budget = Budget(6 * 2**20)
+    light, heavy, heaviest = (replace(SHAPE, text_pair_bytes=pair) for pair in (0, 400, 4000))
+    source = [cell((1, 2, 3), (1,), State((k,) * 40, 0, 0)) for k in range(30)]
+    prompts = [cell((k, *range(40)), (20,)) for k in range(30)]
+    for cells in (source, prompts):
+        assert compile_plan(cells, heavy, budget).cost.peak_bytes <= budget.memory_bytes
+    usual, fewer = (compile_plan(source, shape, budget).waves[0].source_batches for shape in (light, heavy))
+    assert max(map(len, fewer)) < max(map(len, usual))
+    usual, fewer = (compile_plan(prompts, shape, budget).waves[0].prompt_tokens for shape in (light, heavy))
+    assert 41 <= fewer < usual
+    with pytest.raises(OptionError, match="an inspection prompt of 41 tokens needs about"):
+        compile_plan(prompts, heaviest, budget)
+    with pytest.raises(OptionError, match="a source of 40 tokens needs about"):
+        compile_plan(source, heaviest, budget)
+
+
 def test_an_empty_plan_costs_nothing() -> None:
     plan = compile_plan([], SHAPE, AMPLE)
     assert plan.waves == ()

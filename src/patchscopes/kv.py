@@ -104,7 +104,8 @@ class Rows:
 
     def add(self, lengths: Sequence[int]) -> None:
         """Take rows into use behind those there are, with so many tokens each, which `put` fills."""
-        assert self.n + len(lengths) <= self._n_rows
+        if self.n + len(lengths) > self._n_rows or not all(0 <= n <= self._capacity for n in lengths):
+            raise AssertionError(f"{self.n} rows and {len(lengths)} more, in {self._n_rows} of {self._capacity} tokens")
         new = slice(self.n, self.n + len(lengths))
         self._lengths[new] = torch.tensor(lengths, dtype=torch.long, device="cpu")
         self._next[new] = self.n_shared + self._lengths[new]
@@ -133,7 +134,9 @@ class Rows:
     def running(self, start: int, count: int, columns: int) -> Iterator[None]:
         """While open, a forward pass runs rows start…start+count−1 on; then each has `columns` tokens more."""
         self._start, self._count = start, count
-        assert self.seen + columns <= self._capacity  # the kernel would write behind its buffers
+        # Raised and not asserted: under -O nothing may run behind its buffers.
+        if self.seen + columns > self._capacity:
+            raise AssertionError(f"{self.seen} own tokens and {columns} more, in buffers of {self._capacity}")
         with _through_interface(self) if self._sharing == "shared" else nullcontext():
             yield
         self._lengths[start : start + count] += columns
@@ -240,7 +243,7 @@ class Rows:
         if pair is None:
             shapes = [(self._n_rows, like.shape[0], self._capacity, like.shape[2]) for like in (keys, values)]
             # Zeros where masked columns take part: in 0 · v, and 0 · NaN is NaN. The kernel never looks at them.
-            make = keys.new_empty if self._sharing == "shared" and kernel_runs(keys) else keys.new_zeros
+            make = keys.new_empty if self._sharing == "shared" and kernel_runs(keys, values) else keys.new_zeros
             pair = self._buffers[block] = make(shapes[0]), make(shapes[1])
         return pair
 

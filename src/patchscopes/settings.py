@@ -9,13 +9,18 @@ from platformdirs import user_cache_path
 from patchscopes.errors import HomeError
 
 HOME_VARIABLE = "PATCHSCOPES_HOME"
+SANITIZE_VARIABLE = "PATCHSCOPES_SANITIZE"
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """Where things are kept on this machine. `home` holds models (`models/`, `gguf/`), lenses and kernels."""
+    """Where things are kept on this machine. `home` holds models (`models/`, `gguf/`), lenses and kernels.
+
+    `sanitize` names the sanitizers that kernels are compiled with, for `make test-asan`: "address,undefined"; else "".
+    """
 
     home: Path
+    sanitize: str = ""
 
     @classmethod
     def from_env(cls) -> "Settings":
@@ -25,11 +30,12 @@ class Settings:
         what needs none goes on.
         """
         given = os.environ.get(HOME_VARIABLE)
+        sanitize = os.environ.get(SANITIZE_VARIABLE, "")
         try:
             home = Path(given).expanduser() if given else user_cache_path("patchscopes").expanduser()
         except RuntimeError:
-            return _Homeless()
-        return cls(home=home.absolute())
+            return _Homeless(sanitize)
+        return cls(home.absolute(), sanitize)
 
 
 class _Homeless(Settings):
@@ -37,8 +43,8 @@ class _Homeless(Settings):
 
     __slots__ = ()
 
-    def __init__(self) -> None:
-        pass
+    def __init__(self, sanitize: str) -> None:
+        object.__setattr__(self, "sanitize", sanitize)
 
     @property
     def home(self) -> Path:

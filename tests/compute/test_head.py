@@ -1,19 +1,21 @@
 """Logits read in chunks of the vocabulary are as read whole (rule 13)."""
 
+import copy
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import families
 from conftest import tiny_model
 from patchscopes import kernels
-from patchscopes.compute import Head, head, linear
+from patchscopes.compute import Head, columns_at_once, head, linear
 from patchscopes.forward import without_head
 from patchscopes.kernels import ops
 from patchscopes.kernels.native import Native
-from patchscopes.models import Inputs, Model
+from patchscopes.models import Inputs, Model, wrap_in_memory
 
 IDS = torch.tensor([[17, 33, 60, 21, 45], [80, 41, 27, 50, 9], [5, 6, 7, 8, 9]])
 # Softcap, a divisor, a multiplier, a bias, rows that no token has, a projection before the head, a tied head.
@@ -188,3 +190,83 @@ def test_an_infinite_logit_is_finite_under_a_soft_cap_as_the_model_has_it() -> N
     assert int(best.tokens[0]) == 1
     assert float(best.logits[0]) == pytest.approx(float(model.scaled_logits(logits)[0].max()))
     assert best.logits[1].isnan()
+
+
+# ---------------------------------------------------------------------------------------------- what runs in chunks
+
+
+def alone(family: str) -> Model:
+    """A model of its own, whose head may be changed."""
+    return wrap_in_memory(copy.deepcopy(families.build(family)), families.tiny_tokenizer())
+
+
+def hooked(model: Model) -> None:
+    model.hf.get_output_embeddings().register_forward_hook(lambda _, __, y: y + 1)
+
+
+def pre_hooked(model: Model) -> None:
+    model.hf.get_output_embeddings().register_forward_pre_hook(lambda _, args: (2 * args[0],))
+
+
+def own_forward(model: Model) -> None:
+    module = model.hf.get_output_embeddings()
+    original = module.forward
+    module.forward = lambda x: original(x).flip(-1)
+
+
+class Doubled(nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * super().forward(x)
+
+
+def other_class(model: Model) -> None:
+    module = model.hf.get_output_embeddings()
+    module.__class__ = Doubled
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("change", [hooked, pre_hooked, own_forward, other_class])
+def test_a_head_that_is_more_than_its_matrix_runs_itself(
+    monkeypatch: pytest.MonkeyPatch, change: Callable[[Model], None], dtype: torch.dtype
+) -> None:
+    monkeypatch.setattr(head, "CHUNK", 10)
+    model = alone("llama")
+    model.hf.to(dtype)
+    assert columns_at_once(model) == 10
+    x = entering(model)
+    change(model)
+    assert columns_at_once(model) == model.d_vocab, "and the plan counts them all"
+    one = Head(model, repack=True)
+    expected = model.hf.get_output_embeddings()(x).float()
+    assert torch.equal(one.logits(x), expected)
+    tokens = torch.tensor([[0, 9], [10, 99], [3, 3]])
+    assert torch.equal(one.token_logits(x, tokens), expected.gather(1, tokens))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("family", ["llama", "gemma2", "gptj"])
+def test_chunks_in_half_precision_are_the_whole_bit_for_bit(
+    monkeypatch: pytest.MonkeyPatch, kind: str, family: str, dtype: torch.dtype
+) -> None:
+    model = alone(family)
+    model.hf.to(dtype)
+    x, module = entering(model), model.hf.get_output_embeddings()
+    whole = model.scaled_logits(module(x)).float()
+    monkeypatch.setattr(head, "CHUNK", 50)
+    one = Head(model, repack=True)
+    assert torch.equal(one.logits(x), whole)
+    assert torch.equal(one.best(x).tokens, whole.argmax(-1))
+    exact = torch.log_softmax(whole.double(), -1)
+    assert torch.allclose(one.distribution(x, 5).logprobs.double(), exact.topk(5).values, atol=1e-4)
+    widths = [part.shape[1] for _, part in one._parts(x)]
+    assert max(widths) == columns_at_once(model) == 50, "no more at once than the plan counts"
+
+
+def test_chunks_off_float32_are_of_the_weights_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(head, "CHUNK", 50)
+    model = alone("llama")
+    model.hf.to(torch.bfloat16)
+    one, x, module = Head(model, repack=True), entering(model), model.hf.get_output_embeddings()
+    before = one.logits(x)
+    module.weight = nn.Parameter(2 * module.weight.detach(), requires_grad=False)
+    assert torch.equal(one.logits(x), 2 * before)

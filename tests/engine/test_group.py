@@ -4,8 +4,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from math import ceil
+from types import SimpleNamespace
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from torch import Tensor
@@ -197,6 +199,11 @@ OUT = [
     torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
     MemoryError("Unable to allocate 3.00 GiB"),
     RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 4194304 bytes."),
+    RuntimeError("MPS backend out of memory (MPS allocated: 9.05 GB)"),
+    RuntimeError("std::bad_alloc"),
+]
+# oneDNN's words, whatever the reason.
+UNEXPLAINED = [
     RuntimeError("could not create a primitive"),
     RuntimeError("could not execute a primitive"),
     RuntimeError("could not create a memory object"),
@@ -219,6 +226,54 @@ def test_where_memory_runs_out_rows_are_halved_until_they_fit(passes: Passes, er
     check(model, cells, run_cells(model, Engine(model), cells, Budget(AMPLE)))
     rows = passes.of("start") + passes.of("decode")
     assert max(rows) == {1: 1, 2: 2, 5: 4}[most], "18, then 9, 4, 2, 1"
+
+
+@pytest.fixture(params=["machine", "process"])
+def short(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Too little memory: by what the machine has left, or by what a process may ask for."""
+    if request.param == "machine":
+        monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=1000))
+        return
+    real = torch.empty
+
+    def empty(*size: Any, **options: Any) -> Tensor:
+        if options.get("dtype") is torch.uint8:
+            raise OUT[0]
+        return real(*size, **options)
+
+    monkeypatch.setattr(torch, "empty", empty)
+
+
+@pytest.mark.parametrize("error", UNEXPLAINED, ids=str)
+def test_an_error_without_a_reason_is_of_memory_where_memory_is_short(
+    passes: Passes, short: None, error: Exception
+) -> None:
+    model = tiny_model("llama")
+    cells = of_lengths(model, LENGTHS)
+    passes.before = refuse_above(2, error)
+    check(model, cells, run_cells(model, Engine(model), cells, Budget(AMPLE)))
+    assert max(passes.of("start") + passes.of("decode")) == 2
+
+
+def test_a_product_that_onednn_has_no_way_for_is_never_of_memory(passes: Passes, short: None) -> None:
+    """Widths that do not fit, or a dtype: it says so before it asks for memory."""
+    model = tiny_model("llama")
+    error = RuntimeError("could not create a primitive descriptor for the inner product forward propagation primitive")
+    passes.before = refuse_above(2, error)
+    with pytest.raises(RuntimeError) as e:
+        run_cells(model, Engine(model), of_lengths(model, LENGTHS), Budget(AMPLE))
+    assert e.value is error
+
+
+@pytest.mark.parametrize("error", UNEXPLAINED, ids=str)
+def test_an_error_without_a_reason_passes_as_it_is_where_memory_is_not_short(passes: Passes, error: Exception) -> None:
+    """Autocast, for one, has oneDNN say it of a dtype."""
+    model = tiny_model("llama")
+    passes.before = refuse_above(2, error)
+    with pytest.raises(RuntimeError) as e:
+        run_cells(model, Engine(model), of_lengths(model, LENGTHS), Budget(AMPLE))
+    assert e.value is error
+    assert passes.seen == [], "and is not tried again"
 
 
 @pytest.mark.parametrize("at", [0, 1, 3, 6])

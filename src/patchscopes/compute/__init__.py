@@ -10,6 +10,6 @@ modules that run by their class's own forward without hooks: all others run them
 """
 
 from patchscopes.compute.compute import Compute, compute_of, plain_compute
-from patchscopes.compute.head import Head
+from patchscopes.compute.head import Head, columns_at_once
 
-__all__ = ["Compute", "Head", "compute_of", "plain_compute"]
+__all__ = ["Compute", "Head", "columns_at_once", "compute_of", "plain_compute"]

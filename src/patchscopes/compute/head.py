@@ -1,7 +1,9 @@
 """From the head's input to what is read of the logits, a chunk of the vocabulary at a time (rule 13).
 
 A whole row of logits is large (49,152 floats in SmolLM2): made at once for hundreds of rows it costs more in memory
-traffic than in arithmetic. Chunks of it are read while they are in the cache, and what is read is joined.
+traffic than in arithmetic. Chunks of it are read while they are in the cache, and what is read is joined. So it is in
+every dtype, and what the plan counts of a row's logits is a chunk. A head that is more than its matrix (another class,
+a forward or hooks of its own) makes all of them at once, and the plan counts those.
 
 Axes: row, d_head_in (what enters the head), d_vocab.
 """
@@ -9,6 +11,7 @@ Axes: row, d_head_in (what enters the head), d_vocab.
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import TypeGuard
 
 import torch
 from jaxtyping import Float, Int
@@ -19,6 +22,7 @@ from patchscopes.compute import linear
 from patchscopes.models import Model, calm, runs_alone
 
 CHUNK = 2048
+CHUNK_ELSEWHERE = 32768  # on other devices than the CPU, where each chunk costs launches and nothing is won by a cache
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +42,34 @@ class Distribution:
     tokens: Int[Tensor, "row k"]
 
 
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """Some rows of a plain head's matrix, as they are when it is called."""
+
+    module: nn.Linear
+    rows: slice
+
+    def __call__(self, x: Tensor) -> Tensor:
+        biases: Tensor | None = self.module.bias
+        return nn.functional.linear(x, self.module.weight[self.rows], None if biases is None else biases[self.rows])
+
+
+def columns_at_once(model: Model) -> int:
+    """Return how many logits of a row the model's head makes at once, for the plan."""
+    module = model.hf.get_output_embeddings()
+    return min(_chunk(module), model.d_vocab) if _is_matrix(module) else model.d_vocab
+
+
+def _is_matrix(module: object) -> TypeGuard[nn.Linear]:
+    """Return whether a module computes x·weightᵀ + bias and nothing else happens where it is called."""
+    # Not of a subclass: one that is parametrized makes its weight anew at each call.
+    return type(module) is nn.Linear and runs_alone(module) and type(module.weight.data) is Tensor
+
+
+def _chunk(module: nn.Linear) -> int:
+    return CHUNK if module.weight.device.type == "cpu" else CHUNK_ELSEWHERE
+
+
 class Head:
     """The model's own head, its weight cut into chunks of the vocabulary, with the family's scale and softcap."""
 
@@ -46,24 +78,20 @@ class Head:
         assert isinstance(module, nn.Module)
         self._model = model
         self._chunks: list[tuple[int, linear.LinearFunction]] = []
-        # Only a plain matrix is read in parts, or a token at a time; any other head, and one with hooks, runs itself.
-        self._plain = module if type(module) is nn.Linear and runs_alone(module) else None
-        if (plain := self._plain) is not None and linear.available() and linear.takes(plain.weight):
-            biases: Tensor | None = plain.bias
-            for start in range(0, plain.weight.shape[0], CHUNK):
-                part = slice(start, start + CHUNK)
-                bias = None if biases is None else biases[part].contiguous()
-                function = linear.pack(plain.weight[part].contiguous(), bias, repack=repack)
-                self._chunks.append((start, function))
-        else:
+        if not _is_matrix(module):
             self._chunks.append((0, partial(_last_of_text, module)))
+            return
+        packs = linear.available() and linear.takes(module.weight)
+        for start in range(0, module.weight.shape[0], _chunk(module)):
+            part = _Part(module, slice(start, start + _chunk(module)))
+            self._chunks.append((start, _packed(part, repack=repack) if packs else part))
 
     @calm()
     def best(self, x: Float[Tensor, "row d_head_in"]) -> Best:
         """The most likely token of each row. Scale and softcap keep the order, so only the largest logit needs them."""
         top = kernels.Top.none(x.shape[0], 1, x.device)
         for start, chunk in self._chunks:
-            top = kernels.top_k(chunk(x), start, top)
+            top = kernels.top_k(chunk(x).float(), start, top)  # kernels read float32
         return Best(self._model.scaled_logits(top.values[:, 0]), top.indices[:, 0])
 
     @calm()
@@ -93,12 +121,10 @@ class Head:
         self, x: Float[Tensor, "row d_head_in"], tokens: Int[Tensor, "row token"]
     ) -> Float[Tensor, "row token"]:
         """The log-probabilities of some tokens of each row."""
-        sums, found = [], torch.full(tokens.shape, float("-inf"), device=x.device)
+        sums, found = [], torch.full(tokens.shape, float("-inf"), dtype=torch.float32, device=x.device)
         for start, part in self._parts(x):
             sums.append(kernels.softmax_sums(part))
-            local = tokens - start
-            here = (local >= 0) & (local < part.shape[1])
-            found = torch.where(here, part.gather(1, local.clamp(0, part.shape[1] - 1)), found)
+            found = _where_in(part, start, tokens, found)
         return found - _log_normalizer(sums)[:, None]
 
     @calm()
@@ -124,13 +150,8 @@ class Head:
     @calm()
     def ranks(self, x: Float[Tensor, "row d_head_in"], tokens: Int[Tensor, " row"]) -> Int[Tensor, " row"]:
         """The place of one token of each row among all, by its logit: 1 is the likeliest; ties share the better."""
-        logits = torch.full(tokens.shape, float("-inf"), device=x.device)
-        for start, part in self._parts(x):
-            local = tokens - start
-            here = (local >= 0) & (local < part.shape[1])
-            found = part.gather(1, local.clamp(0, part.shape[1] - 1)[:, None])[:, 0]
-            logits = torch.where(here, found, logits)
-        above = [(part > logits[:, None]).sum(-1) for _, part in self._parts(x)]
+        logits = self._found(x, tokens[:, None])
+        above = [(part > logits).sum(-1) for _, part in self._parts(x)]
         return torch.stack(above).sum(0) + 1
 
     @calm()
@@ -139,11 +160,17 @@ class Head:
     ) -> Float[Tensor, "row token"]:
         """The logits of some tokens of each row, without those of all others where the head is a plain matrix."""
         module, tokens = self._model.hf.get_output_embeddings(), tokens.to(x.device)
-        if not self._plain:
-            return self.logits(x).gather(1, tokens)
+        if not _is_matrix(module):
+            return self._found(x, tokens)
         logits = torch.einsum("rd,rtd->rt", x, module.weight[tokens])
         biases: Tensor | None = module.bias
         return self._model.scaled_logits(logits if biases is None else logits + biases[tokens]).float()
+
+    def _found(self, x: Tensor, tokens: Tensor) -> Float[Tensor, "row token"]:
+        found = torch.full(tokens.shape, float("-inf"), dtype=torch.float32, device=x.device)
+        for start, part in self._parts(x):
+            found = _where_in(part, start, tokens, found)
+        return found
 
     def _normalizer(self, x: Tensor) -> Float[Tensor, " row"]:
         return _log_normalizer([kernels.softmax_sums(part) for _, part in self._parts(x)])
@@ -157,6 +184,19 @@ def _last_of_text(module: nn.Module, x: Float[Tensor, "row d_head_in"]) -> Float
     """Call the head as a decoding step does, with one column a row: a hook on it may count on that."""
     logits: Tensor = module(x[:, None])[:, 0]
     return logits
+
+
+def _packed(part: _Part, *, repack: bool) -> linear.LinearFunction:
+    biases: Tensor | None = part.module.bias
+    bias = None if biases is None else biases[part.rows].contiguous()
+    return linear.pack(part.module.weight[part.rows].contiguous(), bias, repack=repack)
+
+
+def _where_in(part: Tensor, start: int, tokens: Tensor, found: Tensor) -> Tensor:
+    """Return `found` with the logits of those tokens that stand in `part`, whose columns count from `start`."""
+    local = tokens - start
+    here = (local >= 0) & (local < part.shape[1])
+    return torch.where(here, part.gather(1, local.clamp(0, part.shape[1] - 1)), found)
 
 
 def _log_normalizer(sums: Sequence[Tensor]) -> Tensor:

@@ -39,18 +39,20 @@ def score(
         for first in range(0, len(several), n_pairs):
             part = several[first : first + n_pairs]
             answers = torch.tensor([cells[row].candidates[k] for row, k in part], dtype=torch.long, device="cpu")
-            added = _rest(compute, rows, [row for row, _ in part], answers)
+            added = _rest(compute, rows, [row for row, _ in part], answers, at_once)
             for (row, k), logprob in zip(part, added, strict=True):
                 scores[row][k] += logprob
     return scores
 
 
-def _rest(compute: Compute, rows: Rows, of: Sequence[int], answers: Tensor) -> list[float]:
-    """Σ ln p of the answers' tokens but the first."""
+def _rest(compute: Compute, rows: Rows, of: Sequence[int], answers: Tensor, at_once: int) -> list[float]:
+    """Return Σ ln p of the answers' tokens but the first, of which `at_once` are read at once."""
     n_run = answers.shape[1] - 1
     branch = rows.copied(torch.tensor(of, dtype=torch.long, device="cpu"), extra=n_run)
     x = forward(compute, branch, Span(0, len(of)), answers[:, :-1], columns="all")
     lines = x.reshape(len(of) * n_run, -1)
-    logprobs = compute.head.logprobs(lines, answers[:, 1:].reshape(-1, 1).to(lines.device))
+    tokens = answers[:, 1:].reshape(-1, 1).to(lines.device)
+    parts = zip(torch.split(lines, at_once), torch.split(tokens, at_once), strict=True)
+    logprobs = torch.cat([compute.head.logprobs(some, of_them) for some, of_them in parts])
     sums: list[float] = logprobs.view(len(of), n_run).double().sum(1).tolist()
     return sums

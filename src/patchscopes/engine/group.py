@@ -18,14 +18,12 @@ from patchscopes.engine.states import States
 from patchscopes.forward import Span, forward
 from patchscopes.kv import Rows
 from patchscopes.models import Model
-from patchscopes.plan import Group, Plan, suffix_of
+from patchscopes.plan import DRAWN_AT_ONCE, Group, Plan, suffix_of
 from patchscopes.readouts import NextTokens, Writing, candidates_result, draw, tops_as_results, with_comparison
 from patchscopes.spec import Cell, Result
 
 # New rows start when so large a share of the places is free: each start is a pass of its own.
 FREE_SHARE = 1 / 8
-# Rows whose whole logits are held at once, where a draw needs them.
-DRAWN_AT_ONCE = 64
 
 
 class GroupRun:

@@ -37,7 +37,9 @@ class RunPrompt:
 class RunPrompts:
     """The prompts of a wave, by their keys; those of one length run together, so that nothing is padded."""
 
-    def __init__(self, model: Model, compute: Compute, prompts: Sequence[Prompt]) -> None:
+    def __init__(
+        self, model: Model, compute: Compute, prompts: Sequence[Prompt], *, tokens_at_once: int = MAX_TOKENS
+    ) -> None:
         self._model, self._compute = model, compute
         self._found: dict[PromptKey, RunPrompt] = {}
         self._shared: dict[Ids, list[SharedKeys]] = {}
@@ -45,7 +47,7 @@ class RunPrompts:
         for prompt in prompts:
             by_length.setdefault(len(prompt.ids), []).append(prompt)
         for length, several in by_length.items():
-            at_once = max(1, MAX_TOKENS // length)
+            at_once = max(1, tokens_at_once // length)
             for first in range(0, len(several), at_once):
                 self._found.update(_run(model, compute, several[first : first + at_once]))
 

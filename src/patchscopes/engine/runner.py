@@ -1,6 +1,7 @@
 """The engine's loop: wave by wave the source states and prompts, then each group until its cells are done."""
 
 import gc
+import re
 from collections.abc import Iterator
 
 import psutil
@@ -16,15 +17,18 @@ from patchscopes.models import Model, calm
 from patchscopes.plan import Plan, Wave
 from patchscopes.spec import Result
 
-# What torch's allocator says, and oneDNN, which tells no reason: what it has planned can fail for little else.
+# What allocators say: torch's on CPUs and on accelerators, and the C++ library's.
 OUT_OF_MEMORY = (
     "DefaultCPUAllocator",
     "not enough memory",
     "can't allocate memory",
-    "could not create a primitive",
-    "could not execute a primitive",
-    "could not create a memory object",
+    "out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "std::bad_alloc",
 )
+# What oneDNN says of whatever it could not do, a dtype that it does not take as well as memory that is not there. Of a
+# "primitive descriptor" it says so before it asks for any memory.
+NO_REASON = re.compile(r"could not (create|execute) a primitive(?! descriptor)|could not create a memory object")
 
 
 class Engine:
@@ -44,9 +48,9 @@ class Engine:
         try:
             with calm():
                 states = States(self.transfer, wave.source_batches)
-                prompts = RunPrompts(self.model, compute, wave.prompts)
+                prompts = RunPrompts(self.model, compute, wave.prompts, tokens_at_once=wave.prompt_tokens)
         except (MemoryError, RuntimeError) as error:
-            if not is_out_of_memory(error):
+            if not is_out_of_memory(error, plan.cost.peak_bytes):
                 raise
             raise self._refused("the wave's source states and prompts", plan, error) from error
         for group in wave.groups:
@@ -56,7 +60,7 @@ class Engine:
                     with calm():
                         results = list(run.step(states, prompts))
                 except (MemoryError, RuntimeError) as error:
-                    if not is_out_of_memory(error):
+                    if not is_out_of_memory(error, plan.cost.peak_bytes):
                         raise
                     if not run.halve():
                         raise self._refused("one row at a time", plan, error) from error
@@ -82,11 +86,28 @@ class Engine:
         )
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether `error` says that memory ran out, on any device."""
+def is_out_of_memory(error: BaseException, needed_bytes: int) -> bool:
+    """Return whether memory ran out, on any device: where the error says so, or gives no reason and memory is short.
+
+    Short is less than `needed_bytes`, the plan's peak.
+    """
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
-    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in OUT_OF_MEMORY)
+    if not isinstance(error, RuntimeError):
+        return False
+    said = str(error)
+    return any(sign in said for sign in OUT_OF_MEMORY) or (NO_REASON.search(said) is not None and _short(needed_bytes))
+
+
+def _short(needed_bytes: int) -> bool:
+    """Return whether so much memory cannot be had now: the machine has less, or a limit on the process forbids it."""
+    if psutil.virtual_memory().available < needed_bytes:
+        return True
+    try:
+        torch.empty(needed_bytes, dtype=torch.uint8, device="cpu")  # only asked for: no page of it is touched
+    except (MemoryError, RuntimeError):
+        return True
+    return False
 
 
 def default_memory_bytes(device: torch.device) -> int:

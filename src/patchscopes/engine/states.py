@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from patchscopes.compute import Compute, compute_of
+from patchscopes.compute import Compute, columns_at_once, compute_of
 from patchscopes.forward import without_head
 from patchscopes.hooks import Places, capture
 from patchscopes.layout import Layout
@@ -20,8 +20,8 @@ from patchscopes.plan import Side, SourcePass
 from patchscopes.spec import State, Vector
 from patchscopes.vectors import Digests, make_vectors
 
-# States whose next-token distribution is made at once.
-READ_AT_ONCE = 512
+# Logits that are made at once of the states whose next-token distribution is read: of 512 of them, a usual chunk.
+READ_LOGITS = 512 * 2048
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,8 +78,9 @@ class States:
         model, head = self._transfer.source, self.source_compute.head
         last = [state for state in self._side["source"].known if state.layer == model.n_layers]
         parts = []
-        for start in range(0, len(last), READ_AT_ONCE):
-            x = model.head_input(self.states(last[start : start + READ_AT_ONCE]).to(model.dtype))
+        at_once = max(1, READ_LOGITS // columns_at_once(model))
+        for start in range(0, len(last), at_once):
+            x = model.head_input(self.states(last[start : start + at_once]).to(model.dtype))
             found = head.distribution(x, 1)
             logits = head.token_logits(x, found.tokens)
             parts.append((x, found.tokens[:, 0], logits[:, 0], found.logprobs[:, 0]))

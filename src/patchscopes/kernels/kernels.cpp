@@ -1,7 +1,7 @@
 // Small fused kernels for float32 on CPUs: what a decode step does between its matrix products.
 //
 // Axes: row, head, column, d_head. Every function is a loop over rows, shared out by OpenMP, and allocates nothing.
-// Compiled once per machine by kernels/build.py; without a compiler, PyTorch's own operations do the same.
+// Compiled once per machine by kernels/native.py; without a compiler, PyTorch's own operations do the same.
 
 #include <cmath>
 #include <cstdint>
@@ -99,7 +99,8 @@ struct Attention {
     float scale, softcap;
 };
 
-constexpr int64_t TILE = 512;  // keys whose scores are held at once
+constexpr int64_t TILE = 512;   // keys whose scores are held at once
+constexpr int64_t MAX_D = 512;  // of a head
 
 // Scores of Q queries against prefix keys [from, to), to a multiple of W.
 template <int Q>
@@ -230,7 +231,7 @@ struct Softmax {
 template <int Q>
 void attend(const Attention &a, int64_t row, int64_t head, int64_t j, int64_t first_query) {
     alignas(64) float scores[Q][TILE];
-    alignas(64) float acc[Q * 512];
+    alignas(64) float acc[Q * MAX_D];
     const float *q[Q];
     float *out[Q];
     int64_t group = a.heads / a.kv_heads;
@@ -283,6 +284,16 @@ void keep_new(const Attention &a, int64_t row, int64_t head) {
     }
 }
 
+// What the loops rely on. The caller has compared shapes; only here is it cheap to read every length.
+bool fits(const Attention &a) {
+    if (a.rows < 0 || a.t < 0 || a.kv_heads < 1 || a.heads % a.kv_heads != 0) return false;
+    if (a.d < 1 || a.d > MAX_D || a.window < 0 || a.prefix < 0) return false;
+    if (a.prefix_padded < a.prefix || a.prefix_padded % W != 0) return false;
+    for (int64_t row = 0; row < a.rows; row++)
+        if (a.lengths[row] < 0 || a.lengths[row] > a.capacity - a.t) return false;
+    return true;
+}
+
 }  // namespace
 
 extern "C" {
@@ -329,8 +340,10 @@ void ps_rotary(const float *x, const float *cos, const float *sin, float *out, i
 }
 
 // The row's new keys and values join its own; then each query attends to the shared prefix and to its row's own.
-void ps_attend(const Attention *attention) {
+// Nothing is written, and the answer is not 0, where that would lie outside of what is there.
+int32_t ps_attend(const Attention *attention) {
     const Attention &a = *attention;
+    if (!fits(a)) return 1;
     int64_t group = a.heads / a.kv_heads;
 #pragma omp parallel for schedule(static) collapse(2)
     for (int64_t row = 0; row < a.rows; row++)
@@ -344,6 +357,7 @@ void ps_attend(const Attention *attention) {
                 if (group - g == 1) attend<1>(a, row, head, j, g);
             }
         }
+    return 0;
 }
 
 // Per row of (row, n): the k largest values so far and their indices from `first` on, in falling order; of equal values

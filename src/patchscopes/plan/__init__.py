@@ -12,6 +12,7 @@ from patchscopes.plan.compile import compile_plan
 from patchscopes.plan.cost import Alone, Cost, Explanation, Speed, duration
 from patchscopes.plan.plan import Plan, Runner
 from patchscopes.plan.work import (
+    DRAWN_AT_ONCE,
     MAX_ROWS,
     MAX_TOKENS,
     Budget,
@@ -34,6 +35,7 @@ from patchscopes.plan.work import (
 )
 
 __all__ = [
+    "DRAWN_AT_ONCE",
     "MAX_ROWS",
     "MAX_TOKENS",
     "Alone",

@@ -8,6 +8,7 @@ from patchscopes.plan.work import (
     MAX_TOKENS,
     Budget,
     Group,
+    GroupBytes,
     ModelShape,
     Prompt,
     PromptKey,
@@ -19,9 +20,9 @@ from patchscopes.plan.work import (
     n_run,
     own_tokens,
     placeholder,
-    row_bytes,
     states_of,
     suffix_of,
+    text_bytes,
 )
 from patchscopes.spec import Cell, Ids, Own, State
 
@@ -134,20 +135,25 @@ class _Compiler:
             tuple(self._source_batches(indices)),
             tuple(Prompt(k[0], start, tuple(sorted(layers)), k[1]) for k, (start, layers) in prompts.items()),
             tuple(self._group(prefix, sorted(rows)) for (_, prefix), rows in by_group.items()),
+            self._prompt_tokens([len(ids) for ids, _ in prompts]),
         )
+
+    def _prompt_tokens(self, lengths: Sequence[int]) -> int:
+        """Return how many tokens of prompts run in one pass: those of the longest, or what the budget holds."""
+        longest = max(lengths, default=1)
+        size = text_bytes(self.shape, longest)
+        check_fits(size, self.rows_bytes, self.budget, f"an inspection prompt of {longest:,} tokens")
+        return max(longest, min(MAX_TOKENS, self.rows_bytes // size * longest))
 
     def _group(self, prefix: Ids, rows: Sequence[tuple[int, bool, int, int]]) -> Group:
         indices = tuple(index for *_, index in rows)
         cells = [self.cells[index] for index in indices]
         capacity = max(n_run(cell) - len(prefix) + own_tokens(cell) for cell in cells)
-        suffix = rows[-1][0]
-        size = row_bytes(self.shape, capacity, suffix)
-        if any(cell.readout.kind == "candidates" for cell in cells):
-            size *= 3  # candidates run beside the rows that they follow, two tokens for each
-        check_fits(size, self.rows_bytes, self.budget, f"one cell of {len(prefix) + capacity:,} tokens")
-        at_most = max(1, min(self.max_rows, self.rows_bytes // size))
+        size = GroupBytes.of(self.shape, cells, rows[-1][0], len(prefix), capacity)  # the longest suffix comes last
+        check_fits(size.of_rows(1), self.rows_bytes, self.budget, f"one cell of {len(prefix) + capacity:,} tokens")
+        at_most = max(1, size.rows_in(self.rows_bytes, self.max_rows))
         n_rows = -(-len(indices) // -(-len(indices) // at_most))  # batches of equal size
-        return Group(indices, prefix, n_rows, max(1, min(n_rows, MAX_TOKENS // suffix)), capacity)
+        return Group(indices, prefix, n_rows, min(n_rows, size.start_at_once), capacity)
 
     def _source_batches(self, indices: Sequence[int]) -> Iterator[tuple[SourcePass, ...]]:
         """Source passes, of similar length together, as many as the budget holds."""
@@ -164,7 +170,7 @@ class _Compiler:
         batch: list[SourcePass] = []
         for source in passes:
             length = len(source.ids)
-            size = row_bytes(self.shapes[source.side], length, length)
+            size = text_bytes(shape := self.shapes[source.side], length) + shape.head_bytes  # read out where compared
             check_fits(size, self.rows_bytes, self.budget, f"a source of {length:,} tokens")
             many = len(batch) == self.max_rows or (len(batch) + 1) * length > MAX_TOKENS
             many = many or bool(batch and batch[0].side != source.side)

@@ -7,7 +7,17 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 
-from patchscopes.plan.work import Group, ModelShape, Wave, layer_of, own_tokens, row_bytes, states_of, suffix_of
+from patchscopes.plan.work import (
+    Group,
+    GroupBytes,
+    ModelShape,
+    Wave,
+    layer_of,
+    own_tokens,
+    states_of,
+    suffix_of,
+    text_bytes,
+)
 from patchscopes.spec import Cell
 
 
@@ -119,7 +129,7 @@ def cost_of(cells: Sequence[Cell], waves: Sequence[Wave], shape: ModelShape, sou
     total = Cost()
     for wave in waves:
         kept = _kept(wave, shape, source_shape)
-        total += kept
+        total += kept + Cost(peak_bytes=kept.peak_bytes + _pass_bytes(wave, shape, source_shape))
         for group in wave.groups:
             total += _group([cells[index] for index in group.cells], group, shape, kept.peak_bytes)
     return total
@@ -150,6 +160,17 @@ def _kept(wave: Wave, shape: ModelShape, source_shape: ModelShape) -> Cost:
     return replace(cost, peak_bytes=kept_bytes)
 
 
+def _pass_bytes(wave: Wave, shape: ModelShape, source_shape: ModelShape) -> int:
+    """Return what the largest pass over sources or prompts makes, which is gone when rows start."""
+    passes = [0]
+    for batch in wave.source_batches:
+        runs = source_shape if batch[0].side == "source" else shape
+        passes.append(len(batch) * (text_bytes(runs, max(len(p.ids) for p in batch)) + runs.head_bytes))
+    for length, count in Counter(len(prompt.ids) for prompt in wave.prompts).items():
+        passes.append(min(count, max(1, wave.prompt_tokens // length)) * text_bytes(shape, length))
+    return max(passes)
+
+
 def _group(cells: Sequence[Cell], group: Group, shape: ModelShape, kept_bytes: int) -> Cost:
     prefill = decoded = answers = block_tokens = head_tokens = chosen = 0
     for cell in cells:
@@ -163,7 +184,7 @@ def _group(cells: Sequence[Cell], group: Group, shape: ModelShape, kept_bytes: i
     suffixes = Counter(suffix_of(cell, len(group.prefix)) for cell in cells)  # only those of one length start together
     starts = sum(-(-count // group.n_started) for count in suffixes.values())
     longest = max(own_tokens(cell) for cell in cells)
-    size = row_bytes(shape, group.capacity, 1) * (3 if answers else 1)
+    size = GroupBytes.of(shape, cells, max(suffixes), len(group.prefix), group.capacity)
     return Cost(
         forward_passes=starts + (starts if answers else -(-len(cells) // group.n_rows)) * longest,
         prefill_tokens=prefill,
@@ -173,7 +194,7 @@ def _group(cells: Sequence[Cell], group: Group, shape: ModelShape, kept_bytes: i
         head_tokens=head_tokens,
         chosen_tokens=chosen,
         flops=round(2 * (block_tokens * shape.block_parameters + head_tokens * shape.head_parameters)),
-        peak_bytes=kept_bytes + group.n_rows * size,
+        peak_bytes=kept_bytes + size.of_rows(group.n_rows),
     )
 
 

@@ -1,5 +1,7 @@
 """What a plan is made of, and what can be told of a cell without a model."""
 
+from bisect import bisect_right
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal, NamedTuple
@@ -9,8 +11,14 @@ from patchscopes.spec import Cell, Ids, Mean, Neutral, Noise, Own, State, Vector
 # Beyond so many rows, or tokens in one pass, nothing is gained (docs/performance.md).
 MAX_ROWS = 480
 MAX_TOKENS = 512
-# What the head makes of a row at a time, and what is read of it.
-HEAD_BYTES = 2 * 4 * 8192
+# Rows whose whole logits are held at once, where a draw needs them.
+DRAWN_AT_ONCE = 64
+# Bytes of one logit: as it is made, in float32, scaled, and what PyTorch's own operations make on the way to sums.
+LOGIT_BYTES = 32
+DRAWN_LOGIT_BYTES = 8  # parts of the vocabulary, and all of it
+# Bytes of one of the k likeliest tokens, in tensors and as a result; of a candidate's first token.
+TOP_BYTES = 400
+CANDIDATE_BYTES = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +26,9 @@ class ModelShape:
     """What a plan needs to know of a model: sizes, and bytes per element of activations.
 
     `n_matrix_parameters` are those of blocks and head; `shares_prefix` says whether rows can attend to one prefix.
+    `head_columns` are the logits of a row that are made at once. `row_pair_bytes` and `text_pair_bytes` are what
+    attention makes for each pair of a token that runs and one that it may see: scores, over all heads, and masks; of
+    rows, and of whole texts, which run by the model's own attention.
     """
 
     n_layers: int
@@ -27,6 +38,14 @@ class ModelShape:
     n_matrix_parameters: int
     itemsize: int
     shares_prefix: bool = True
+    head_columns: int = 2048
+    row_pair_bytes: int = 0
+    text_pair_bytes: int = 0
+
+    @property
+    def head_bytes(self) -> int:
+        """Bytes that the head makes of one row at a time, and what is read of it."""
+        return LOGIT_BYTES * self.head_columns
 
     @property
     def head_parameters(self) -> int:
@@ -111,11 +130,12 @@ class Group:
 
 @dataclass(frozen=True, slots=True)
 class Wave:
-    """Groups with the source passes and prompts that they need."""
+    """Groups with the source passes and prompts that they need; of prompts, so many tokens run in one pass."""
 
     source_batches: tuple[tuple[SourcePass, ...], ...]
     prompts: tuple[Prompt, ...]
     groups: tuple[Group, ...]
+    prompt_tokens: int = MAX_TOKENS
 
 
 def states_of(vector: Vector) -> tuple[State, ...]:
@@ -188,6 +208,68 @@ def own_tokens(cell: Cell) -> int:
     return cell.new_tokens - 1
 
 
-def row_bytes(shape: ModelShape, own: int, run: int) -> int:
-    """Bytes that one row takes at its peak: own keys and values, activations of the tokens that run, part of logits."""
-    return shape.kv_bytes_per_token * own + 32 * shape.d_model * shape.itemsize * run + HEAD_BYTES
+def kv_bytes(shape: ModelShape, n_tokens: int) -> int:
+    """Return the bytes of the keys and values of so many tokens."""
+    return shape.kv_bytes_per_token * n_tokens
+
+
+def row_bytes(shape: ModelShape, seen: int, run: int) -> int:
+    """Return what a pass makes of one row: activations and scores of the tokens that run, `seen` by them; logits."""
+    return _run_bytes(shape, seen, run) + shape.head_bytes
+
+
+def _run_bytes(shape: ModelShape, seen: int, run: int) -> int:
+    # Where prefixes are copied, a block's keys and values are gathered and put together once more for its attention.
+    gathered = 0 if shape.shares_prefix else 4 * kv_bytes(shape, seen) // shape.n_layers
+    return _activation_bytes(shape, run) + shape.row_pair_bytes * run * seen + gathered
+
+
+def text_bytes(shape: ModelShape, n_tokens: int) -> int:
+    """Return what a pass makes of one whole text: keys and values, activations, scores; it gives no logits."""
+    return kv_bytes(shape, n_tokens) + _activation_bytes(shape, n_tokens) + shape.text_pair_bytes * n_tokens**2
+
+
+def _activation_bytes(shape: ModelShape, run: int) -> int:
+    return 32 * shape.d_model * shape.itemsize * run
+
+
+class GroupBytes(NamedTuple):
+    """What a group's rows take, each at its peak.
+
+    `kept` is a row's own keys and values, `started` what its first pass makes, `decoded` what each later one makes.
+    `drawn` comes on top for up to DRAWN_AT_ONCE rows, and `fixed` once. At most `start_at_once` rows start together.
+    """
+
+    start_at_once: int
+    kept: int
+    started: int
+    decoded: int
+    drawn: int
+    fixed: int
+
+    @classmethod
+    def of(cls, shape: ModelShape, cells: Sequence[Cell], suffix: int, n_shared: int, capacity: int) -> "GroupBytes":
+        """Count those of `cells`, of one kind, which run `suffix` tokens first, at most, and share what is before."""
+        kept, seen, fixed, drawn, read = kv_bytes(shape, capacity), n_shared + capacity, 0, 0, 0
+        kind = cells[0].readout.kind
+        if kind == "next-token":
+            read = TOP_BYTES * max(cell.readout.top_k for cell in cells)
+        elif kind == "candidates":
+            read = CANDIDATE_BYTES * max(len(cell.candidates) for cell in cells)
+        elif any(cell.decoding.temperature > 0 for cell in cells):
+            drawn = DRAWN_LOGIT_BYTES * shape.d_vocab
+        started, decoded = (row_bytes(shape, seen, run) + read for run in (suffix, 1))
+        if kind == "candidates":
+            # Answers run beside the rows that they follow, two tokens for each row, or the longest of them alone.
+            kept, started, decoded = 3 * kept, 3 * started, 3 * decoded
+            fixed = _run_bytes(shape, seen, max(0, max(map(own_tokens, cells)) - 2))
+        return cls(max(1, MAX_TOKENS // suffix), kept, started, decoded, drawn, fixed)
+
+    def of_rows(self, n_rows: int) -> int:
+        """Return the bytes of `n_rows` at their peak."""
+        made = max(min(n_rows, self.start_at_once) * self.started, n_rows * self.decoded)
+        return n_rows * self.kept + made + min(n_rows, DRAWN_AT_ONCE) * self.drawn + self.fixed
+
+    def rows_in(self, available: int, at_most: int) -> int:
+        """Return how many rows have room, 0 to `at_most`."""
+        return bisect_right(range(1, at_most + 1), available, key=self.of_rows)
