@@ -191,7 +191,7 @@ def test_training_mode_is_refused_and_the_module_named() -> None:
     assert look(model)
 
 
-# ------------------------------------------------------------------------------------------- streams, asyncio, processes
+# ------------------------------------------------------------------------------------------ streams, asyncio, processes
 
 
 def test_streams_that_take_turns_and_one_that_is_left_alone() -> None:

@@ -27,7 +27,7 @@ from patchscopes.spec import Cell, Decoding, Ids, Readout, Result, Site, State, 
 SAME = {torch.float32: 3e-4, torch.float16: 3e-2, torch.bfloat16: 2.5e-1}
 SHORT, LONG = 9, 14
 SOURCES = (5, 7)
-MEMORY_BYTES = 1 << 30
+MEMORY_BYTES, MAX_ROWS = 1 << 30, 6
 # What a hook that was written for one text may raise on several.
 OF_HOOKS = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 
@@ -78,7 +78,7 @@ def _same_in_batches(model: Model, n_tokens: int) -> bool:
     """Compare engine and reference; with copied prefixes where shared ones do not agree."""
     model.keep(Batched(same=False))
     cells = tuple(_cells(model, n_tokens))
-    alone = _results(Reference(model), compile_plan(cells, shape_of(model), Budget(MEMORY_BYTES)))
+    alone = _results(Reference(model), compile_plan(cells, shape_of(model), Budget(MEMORY_BYTES, MAX_ROWS)))
     if _engine_gives(model, cells, alone):
         return True
     if sharing(model) == "shared":
@@ -89,7 +89,7 @@ def _same_in_batches(model: Model, n_tokens: int) -> bool:
 
 def _engine_gives(model: Model, cells: tuple[Cell, ...], alone: list[Result]) -> bool:
     try:
-        batched = _results(Engine(model), compile_plan(cells, shape_of(model), Budget(MEMORY_BYTES)))
+        batched = _results(Engine(model), compile_plan(cells, shape_of(model), Budget(MEMORY_BYTES, MAX_ROWS)))
     except OF_HOOKS:
         return False
     return all(map(_alike, alone, batched, [SAME.get(model.dtype, SAME[torch.bfloat16])] * len(alone)))

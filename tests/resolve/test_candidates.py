@@ -1,6 +1,7 @@
 """Candidates: their ids as they continue a prompt, a row each, and what cannot be scored."""
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
@@ -18,7 +19,7 @@ from patchscopes.prompts import continuation, find_prompt, resolve_target, token
 from patchscopes.prompts.tokens import tokenize_rendered
 from patchscopes.reference import Reference
 from patchscopes.resolve import resolve
-from patchscopes.spec import InspectionPrompt, Readout, Row, Source, Sweep
+from patchscopes.spec import Cell, Decoding, InspectionPrompt, Readout, Row, Source, Sweep
 
 PROMPT = find_prompt("the capital of {} is")
 SWEEP = Sweep(
@@ -28,6 +29,13 @@ SWEEP = Sweep(
     readout=Readout("candidates"),
     candidates=("hello", "the cat", "Syria"),
 )
+
+
+def alone_logprob(reference: Reference, prompt: Sequence[int], answer: Sequence[int]) -> float:
+    """The log-probability of an answer behind a prompt in which nothing is written."""
+    cell = Cell("", "float32", tuple(prompt), None, Readout("candidates"), Decoding(), candidates=(tuple(answer),))
+    (logprob,) = reference.run_cell(cell).logprobs or ()
+    return logprob
 
 
 def inspect(model: Model, *arguments: object, **options: object) -> ps.Results:
@@ -184,7 +192,7 @@ def test_rows_hold_what_the_write_adds_to_each_candidate(llama: Model, runner: s
     prompt = tokenize(llama, "the capital of x is")
     answers = [continuation(llama, prompt, candidate, chat=False) for candidate in SWEEP.candidates]
     reference = Reference(llama)
-    plain = [reference._logprob(prompt.ids, answer) for answer in answers]
+    plain = [alone_logprob(reference, prompt.ids, answer) for answer in answers]
     for (control, *_), rows in by_cell(results).items():
         assert [row.candidate for row in rows] == list(SWEEP.candidates)
         if rows[0].status != "ok":
@@ -283,7 +291,7 @@ def test_rows_beside_are_of_the_items_candidates_and_their_own_baseline(llama: M
         assert row.candidate is not None
         assert row.logprob is not None
         answer = continuation(llama, prompt, row.candidate, chat=False)
-        without = reference._logprob(prompt.ids, answer)
+        without = alone_logprob(reference, prompt.ids, answer)
         assert row.logprob_minus_unpatched == pytest.approx(row.logprob - without, abs=1e-3)
         if row.source_index is not None:
             assert row.candidate in (OWN[row.source_index].candidates or ("Syria", "hello"))

@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 import torch
 
-from patchscopes.engine import Engine
 from patchscopes.errors import OptionError, OutputError
 from patchscopes.mappings import Mapping, Mappings, Side, Transfer
 from patchscopes.models import Model
@@ -22,6 +21,7 @@ from patchscopes.spec import InspectionPrompt, Result, Source, Sweep
 from patchscopes.studies import STUDIES, find_study, setup
 from patchscopes.studies.cross_model import study, usual_target
 from patchscopes.studies.setup import Setup, Stage, StudyOptions
+from patchscopes.trust import TrustedEngine
 from study_cases import SPEED
 
 
@@ -69,7 +69,7 @@ def test_options_are_taken_as_given_and_paths_become_paths(llama: Model, tmp_pat
     made = Setup.of(llama, given)
     assert (made.data, made.out, made.quick, made.seed) == (Path("a"), tmp_path, True, 4)
     assert made.budget().memory_bytes == 2**30
-    assert made.runner is Engine
+    assert made.runner is TrustedEngine
     empty = Setup.of(llama, {"data": None, "out": None})
     assert (empty.data, empty.out) == (None, None)
     assert empty.budget().memory_bytes > 0
@@ -164,7 +164,7 @@ def test_the_runner_given_is_the_one_used(llama: Model) -> None:
     assert counting.n_cells == 5
     assert sorted(watched, key=rows.index) == rows
     assert made.runner_name == "counting"
-    engine = Setup.of(llama, {"runner": Engine})
+    engine = Setup.of(llama, {"runner": TrustedEngine})
     assert engine.runner_name == "engine"
     assert [row.token_ids for row in engine.run(stage(llama))] == [row.token_ids for row in rows]
 

@@ -182,7 +182,8 @@ class Head:
 
 def _last_of_text(module: nn.Module, x: Float[Tensor, "row d_head_in"]) -> Float[Tensor, "row d_vocab"]:
     """Call the head as a decoding step does, with one column a row: a hook on it may count on that."""
-    logits: Tensor = module(x[:, None])[:, 0]
+    # Contiguous: else PyTorch would copy the whole weight for each row.
+    logits: Tensor = module(x.contiguous()[:, None])[:, 0]
     return logits
 
 
