@@ -40,8 +40,8 @@ LENGTH = 9
 POSITION = 4
 # In float32 logits may differ by rounding: so much of their standard deviation.
 TOLERANCE = 1e-3
-# Off float32 one pass that is run again with what it gave itself may differ by so many times what two ways do: on most
-# devices it does not at all, and a model that draws at random differs by all of it.
+# Off float32 what must not move between two passes of one shape may move by so many times what two ways differ by: on
+# most devices it does not at all, and in a model that draws at random it does by all of that.
 AGAIN = 0.25
 TIMES = " times what the model's own ways differ by"
 
@@ -137,7 +137,7 @@ class _Check:
     yardstick: Yardstick | None = None
     tolerance = again = TOLERANCE
     unit = ""
-    state_unit = 1.0  # of how far a state moved, so that `tolerance` is a bar for it too
+    state_unit = 1.0  # of how far a state moved, so that `again` is a bar for it too
 
     def __init__(self, model: Model, *, thorough: bool) -> None:
         self.model = model
@@ -172,6 +172,7 @@ class _Check:
             "inert",
             "a write at the last layer away from what is read changes nothing",
             written[self.model.n_layers].noise_after,
+            self.again,
         )
 
     def _at_most(self, claim: str, meaning: str, deviation: float, tolerance: float | None = None) -> Finding:
@@ -186,7 +187,7 @@ class _Check:
         moved = after > max(MOVED, 3 * before)
         meaning = "a write changes logits after it and none before"
         shown = before if moved else after
-        return Finding("causal", meaning, shown, self.tolerance, before <= self.tolerance and moved, self.unit)
+        return Finding("causal", meaning, shown, self.again, before <= self.again and moved, self.unit)
 
     def _deviations(self, layer: int, found: _Written) -> "_Deviations":
         plain, noisy = found.plain, found.noisy
