@@ -15,6 +15,7 @@ SOURCES = (
     ("The doctor asked for a glass of water", "Snow fell on the hills all night"),
     ("She sold her bicycle in March", "A whale is not a fish"),
 )
+PROMPT = "The word {} means"  # short, for models of a short context
 N_LAYERS, NEW_TOKENS = 4, 8
 NEEDED = 64  # tokens: fewer are no agreement (rule 9)
 
@@ -57,7 +58,7 @@ def agreement(model: Model) -> Agreement:
 def _pairs(model: Model, sources: Sequence[str]) -> Iterator[tuple[int, int]]:
     """(equal tokens, tokens compared) of each cell of some sources at a few layers."""
     layers = range(0, model.n_layers, max(1, model.n_layers // N_LAYERS))
-    plan = prepare(model, sources, source_layers=layers, max_new_tokens=NEW_TOKENS, controls=()).plan
+    plan = prepare(model, sources, prompt=PROMPT, source_layers=layers, max_new_tokens=NEW_TOKENS, controls=()).plan
     fast, slow = (
         sorted(runner.run(plan), key=lambda result: result.index) for runner in (Engine(model), Reference(model))
     )
