@@ -124,9 +124,7 @@ def test_rule_5_the_write_is_made_where_the_placeholder_runs_and_never_again(
     forward = Model.forward_of
     monkeypatch.setattr(Model, "forward_of", lambda *args: (steps.append(len(seen)), forward(*args))[1])
     inspect(llama, SENTENCE, prompt="cat is {}", source_layers=2, max_new_tokens=4, controls=())
-    assert seen == ["read", "read"], (
-        "of the source, and of the prompt as it is; rows start above"
-    )
+    assert seen == ["read", "read"], "of the source, and of the prompt as it is; rows start above"
     assert steps == [0, 1, 2, 2, 2, 2], "a step of one token reads and writes nothing"
 
 

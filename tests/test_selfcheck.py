@@ -21,16 +21,20 @@ CLAIMS = ["self-write", "causal", "lens", "batch", "inert"]
 D_VOCAB = len(families.tiny_tokenizer())
 
 
-def broken(family: str = "llama") -> Model:
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=["float32", "bfloat16", "float16"])
+
+
+def broken(family: str = "llama", dtype: torch.dtype = torch.float32) -> Model:
     """A model of `family` of one's own, to be broken."""
-    return wrap_in_memory(copy.deepcopy(families.build(family)), families.tiny_tokenizer())
+    return wrap_in_memory(copy.deepcopy(families.build(family)).to(dtype), families.tiny_tokenizer())
 
 
 def failed(model: Model, **options: bool) -> set[str]:
     return {finding.claim for finding in check_model(model, **options).findings if not finding.passed}
 
 
-def wrap(hf: Any) -> Model:
+def wrap(hf: Any, dtype: torch.dtype = torch.float32) -> Model:
     """A model of a family outside the tests' own, weights drawn wide enough that blocks matter."""
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
@@ -38,7 +42,7 @@ def wrap(hf: Any) -> Model:
             noise = torch.randn(parameter.shape, generator=generator)
             spread = 0.3 if parameter.ndim == 1 else 1.5 * parameter.shape[-1] ** -0.5
             parameter.copy_(parameter + spread * noise if parameter.ndim == 1 else spread * noise)
-    return wrap_in_memory(hf.eval(), families.tiny_tokenizer())
+    return wrap_in_memory(hf.eval().to(dtype), families.tiny_tokenizer())
 
 
 @pytest.mark.parametrize("family", families.FAMILIES)
@@ -49,15 +53,9 @@ def test_every_family_passes(family: str) -> None:
     require(report)
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2", "bloom"])
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_passes_within_its_rounding(family: str, dtype: torch.dtype) -> None:
-    model = wrap_in_memory(copy.deepcopy(families.build(family)).to(dtype), families.tiny_tokenizer())
-    assert check_model(model).passed
-
-
-def test_a_model_that_sees_later_tokens_fails_causal() -> None:
-    model = broken()
+@every_dtype
+def test_a_model_that_sees_later_tokens_fails_causal(dtype: torch.dtype) -> None:
+    model = broken(dtype=dtype)
     model.blocks[1].register_forward_hook(lambda _, __, output: output + 0.1 * output.mean(dim=1, keepdim=True))
     assert "causal" in failed(model)
     assert "lens" not in failed(model)
@@ -65,7 +63,8 @@ def test_a_model_that_sees_later_tokens_fails_causal() -> None:
         require(check_model(model))
 
 
-def test_an_encoder_run_as_a_decoder_fails_causal() -> None:
+@every_dtype
+def test_an_encoder_run_as_a_decoder_fails_causal(dtype: torch.dtype) -> None:
     config = transformers.BertConfig(
         vocab_size=D_VOCAB,
         hidden_size=32,
@@ -74,7 +73,7 @@ def test_an_encoder_run_as_a_decoder_fails_causal() -> None:
         intermediate_size=64,
         is_decoder=True,
     )
-    model = wrap(transformers.BertLMHeadModel(config))
+    model = wrap(transformers.BertLMHeadModel(config), dtype)
     assert "causal" not in failed(model)
     for module in model.hf.modules():
         if hasattr(module, "is_causal"):
@@ -85,6 +84,7 @@ def test_an_encoder_run_as_a_decoder_fails_causal() -> None:
     assert "causal" in failed(model)
 
 
+@every_dtype
 @pytest.mark.parametrize(
     ("family", "change"),
     [
@@ -96,22 +96,23 @@ def test_an_encoder_run_as_a_decoder_fails_causal() -> None:
         ("gpt2", {"final_norm": "transformer.h.3.ln_1"}),
     ],
 )
-def test_a_wrong_norm_scale_or_cap_fails_lens(family: str, change: dict[str, str | None]) -> None:
+def test_a_wrong_norm_scale_or_cap_fails_lens(family: str, change: dict[str, str | None], dtype: torch.dtype) -> None:
     """`batch` may fail with it: the engine reads logits by the same scale and cap."""
-    model = broken(family)
+    model = broken(family, dtype)
     model.architecture = replace(model.architecture, **change)  # type: ignore[arg-type]
     assert {"lens"} <= failed(model) <= {"lens", "batch"}
     assert {"lens"} <= failed(model, thorough=False) <= {"lens", "batch"}, "at every load, too"
 
 
+@every_dtype
 @pytest.mark.parametrize(
     "order",
     [[3, 2, 1, 0], [1, 2, 3, 0], [0, 1, 3, 2], [0, 1, 2, 2]],
     ids=["reversed", "rotated", "last two swapped", "last missing"],
 )
-def test_blocks_in_the_wrong_order_fail_lens_and_inert(order: list[int]) -> None:
+def test_blocks_in_the_wrong_order_fail_lens_and_inert(order: list[int], dtype: torch.dtype) -> None:
     """What is called the last layer is not: others read what is written there, and norm and head do not follow it."""
-    model = broken()
+    model = broken(dtype=dtype)
     model.blocks = tuple(model.blocks[index] for index in order)
     assert failed(model) >= {"lens", "inert"}
 
@@ -126,38 +127,45 @@ def forward_without(model: Model, *names: str) -> None:
     model.hf.forward = forgetful  # type: ignore[method-assign]
 
 
+@every_dtype
 @pytest.mark.parametrize(
     ("family", "forgotten"),
     [("gpt2", "position_ids"), ("llama", "position_ids"), ("bloom", "attention_mask")],
 )
-def test_a_model_whose_padding_shows_fails_batch_alone(family: str, forgotten: str) -> None:
-    model = broken(family)
+def test_a_model_whose_padding_shows_fails_batch_alone(family: str, forgotten: str, dtype: torch.dtype) -> None:
+    """Off float32 the model's own padded way is at fault as well, and must not become what ours is measured by."""
+    model = broken(family, dtype)
     forward_without(model, forgotten)
     assert failed(model) == {"batch"}
 
 
-def test_a_model_that_reads_its_neighbours_fails_batch() -> None:
-    model = broken()
+@every_dtype
+def test_a_model_that_reads_its_neighbours_is_refused(dtype: torch.dtype) -> None:
+    """So little that rounding to bfloat16 hides it from `batch`; a write that other rows see fails two claims there."""
+    model = broken(dtype=dtype)
     model.blocks[2].register_forward_hook(lambda _, __, output: output + output.mean(dim=0, keepdim=True) * 0.1
                                           if output.shape[0] > 1 else output)  # fmt: skip
-    assert "batch" in failed(model)
+    assert ({"causal", "inert"} if dtype == torch.bfloat16 else {"batch"}) <= failed(model)
     assert "lens" not in failed(model)
 
 
-def test_a_model_that_draws_at_random_fails_self_write() -> None:
-    model = broken()
+@every_dtype
+def test_a_model_that_draws_at_random_fails_self_write(dtype: torch.dtype) -> None:
+    """All of its own ways differ by what it draws, and so does the same pass run again, which is what tells it."""
+    model = broken(dtype=dtype)
     generator = torch.Generator().manual_seed(0)
 
     def noise(_: nn.Module, __: object, output: Tensor) -> Tensor:
-        return output + 0.1 * torch.randn(output.shape, generator=generator)
+        return output + 0.1 * torch.randn(output.shape, generator=generator).to(output)
 
     model.blocks[0].register_forward_hook(noise)
     assert "self-write" in failed(model)
 
 
-def test_a_block_whose_output_is_not_its_whole_state_fails_causal() -> None:
+@every_dtype
+def test_a_block_whose_output_is_not_its_whole_state_fails_causal(dtype: torch.dtype) -> None:
     """A stream that goes round the blocks: what is written never reaches the logits."""
-    model = broken()
+    model = broken(dtype=dtype)
     kept: list[Tensor] = []
     model.blocks[1].register_forward_pre_hook(
         lambda _, args, kwargs: kept.append(args[0] if args else kwargs["hidden_states"]), with_kwargs=True
@@ -192,15 +200,17 @@ def helium() -> transformers.PreTrainedModel:
     return transformers.HeliumForCausalLM(config).eval()
 
 
-def test_a_family_outside_the_table_is_found_by_structure_and_admitted() -> None:
+@every_dtype
+def test_a_family_outside_the_table_is_found_by_structure_and_admitted(dtype: torch.dtype) -> None:
     assert "helium" not in TABLE
-    model = wrap(helium())
+    model = wrap(helium(), dtype)
     assert (model.architecture.blocks, model.architecture.final_norm) == ("model.layers", "model.norm")
     assert check_model(model).passed
 
 
-def test_a_family_outside_the_table_with_a_scale_of_its_own_is_refused() -> None:
-    model = wrap(helium())
+@every_dtype
+def test_a_family_outside_the_table_with_a_scale_of_its_own_is_refused(dtype: torch.dtype) -> None:
+    model = wrap(helium(), dtype)
     forward = model.hf.forward
 
     def scaled(*args: Any, **kwargs: Any) -> Any:
@@ -222,8 +232,9 @@ def test_a_family_whose_blocks_cannot_be_read_is_refused_and_does_not_crash() ->
         check_model(model)
 
 
-def test_a_family_outside_the_table_that_keeps_no_cache_is_refused_and_does_not_crash() -> None:
-    model = wrap(helium())
+@every_dtype
+def test_a_family_outside_the_table_that_keeps_no_cache_is_refused_and_does_not_crash(dtype: torch.dtype) -> None:
+    model = wrap(helium(), dtype)
     forward_without(model, "cache")
     with pytest.raises(errors.SelfCheckError, match="does not run as the self-check needs it to"):
         check_model(model)
@@ -294,9 +305,10 @@ def test_require_says_which_claims_failed_and_by_how_much() -> None:
     assert "causal" not in str(e.value)
 
 
+@every_dtype
 @pytest.mark.parametrize("swapped", [(0, 2, 1, 3), (1, 0, 2, 3), (0, 1, 3, 2)])
-def test_blocks_in_another_order_than_the_models_own_fail_causal(swapped: tuple[int, ...]) -> None:
-    model = wrap_in_memory(families.build("llama"), families.tiny_tokenizer())
+def test_blocks_in_another_order_than_the_models_own_fail_causal(swapped: tuple[int, ...], dtype: torch.dtype) -> None:
+    model = broken(dtype=dtype)
     model.blocks = tuple(model.blocks[i] for i in swapped)
     report = check_model(model)
     assert "causal" in {finding.claim for finding in report.findings if not finding.passed}

@@ -1,5 +1,6 @@
 """How often two runners give the same tokens where rounding may part them (rule 9): reported in bf16 and fp16."""
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from patchscopes.api import prepare
@@ -8,8 +9,15 @@ from patchscopes.models import Model
 from patchscopes.reference import Reference
 from patchscopes.spec import Result
 
-SOURCES = ("The river runs past the old mill", "My brother plays the violin")
+SOURCES = (
+    ("The river runs past the old mill", "My brother plays the violin"),
+    ("Paris is the capital of France", "Two and two make four"),
+    ("The doctor asked for a glass of water", "Snow fell on the hills all night"),
+    ("She sold her bicycle in March", "A whale is not a fish"),
+)
+PROMPT = "The word {} means"  # short, for models of a short context
 N_LAYERS, NEW_TOKENS = 4, 8
+NEEDED = 64  # tokens: fewer are no agreement (rule 9)
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,20 +29,40 @@ class Agreement:
 
     @property
     def rate(self) -> float:
-        """The share that agrees."""
-        return self.same / self.compared if self.compared else 1.0
+        """The share that agrees; 0 where nothing was compared."""
+        return self.same / self.compared if self.compared else 0.0
+
+    @property
+    def enough(self) -> bool:
+        """Whether so many tokens were compared that the share says something."""
+        return self.compared >= NEEDED
 
 
 def agreement(model: Model) -> Agreement:
-    """Run a few cells with the engine, batched, and with the reference, one at a time, and count equal tokens."""
-    step = max(1, model.n_layers // N_LAYERS)
-    layers = range(0, model.n_layers, step)
-    plan = prepare(model, SOURCES, source_layers=layers, max_new_tokens=NEW_TOKENS, controls=()).plan
+    """Run cells with the engine, batched, and with the reference, one at a time, and count equal tokens.
+
+    Texts are short where they end or part early: so further sources are run until enough tokens are compared, or all
+    are.
+    """
+    found = Agreement(0, 0)
+    for sources in SOURCES:
+        pairs = list(_pairs(model, sources))
+        found = Agreement(
+            found.same + sum(same for same, _ in pairs), found.compared + sum(compared for _, compared in pairs)
+        )
+        if found.enough:
+            break
+    return found
+
+
+def _pairs(model: Model, sources: Sequence[str]) -> Iterator[tuple[int, int]]:
+    """(equal tokens, tokens compared) of each cell of some sources at a few layers."""
+    layers = range(0, model.n_layers, max(1, model.n_layers // N_LAYERS))
+    plan = prepare(model, sources, prompt=PROMPT, source_layers=layers, max_new_tokens=NEW_TOKENS, controls=()).plan
     fast, slow = (
         sorted(runner.run(plan), key=lambda result: result.index) for runner in (Engine(model), Reference(model))
     )
-    pairs = [_compare(a, b) for a, b in zip(fast, slow, strict=True)]
-    return Agreement(sum(same for same, _ in pairs), sum(compared for _, compared in pairs))
+    return (_compare(a, b) for a, b in zip(fast, slow, strict=True))
 
 
 def _compare(fast: Result, slow: Result) -> tuple[int, int]:

@@ -30,7 +30,7 @@ from patchscopes.selfcheck import check_model, require
 from patchscopes.settings import Settings
 from patchscopes.spec import Bos, Decoding, InspectionPrompt, Readout, ReadoutKind, Row, Source, Sweep
 from patchscopes.store import run_folder
-from patchscopes.trust import TrustedEngine
+from patchscopes.trust import TrustedEngine, distrust
 
 DEFAULT_CONTROLS = ("unpatched", "random-state")
 BOS_CHOICES = ("auto", "always", "never")
@@ -88,7 +88,7 @@ def load(
             Settings.from_env(),
             tokenizer=tokenizer,
             notify=notify,
-            prove=lambda model: require(check_model(model, thorough=False)),
+            prove=_prove,
         )
         return model.called(variant)
     if adapter is not None:
@@ -97,8 +97,15 @@ def load(
             "load(peft.PeftModel.from_pretrained(model, ADAPTER), tokenizer=tokenizer)."
         )
     model = wrap_in_memory(name_or_hf_model, tokenizer)
-    require(check_model(model, thorough=False))
+    _prove(model)
     return model.called(variant)
+
+
+def _prove(model: Model) -> None:
+    """Raise SelfCheckError unless the model obeys the semantics; warn where it runs one row at a time."""
+    if slow := distrust(model):
+        warnings.warn(slow, PatchscopesWarning, stacklevel=4)
+    require(check_model(model, thorough=False))
 
 
 class InspectOptions(TypedDict, total=False):

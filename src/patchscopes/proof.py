@@ -6,6 +6,7 @@ structure and samples of content may not have seen why.
 Axes: row, step (the prompt's last token and one token more).
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -68,8 +69,13 @@ def largest_error(model: Model) -> float:
     ids = some_ids(model, LENGTH + 1, "numbers")
     own = model.all_logits(_tensor(model, ids))[0, -2:]
     ours = engine_logits(model, ids, sorted({0, model.n_layers // 2}))
-    error = (ours.log_softmax(-1) - own.log_softmax(-1)).abs().max()
-    return float(error)
+    return error_of(ours, own)
+
+
+def error_of(ours: Float[Tensor, "row step d_vocab"], own: Float[Tensor, "step d_vocab"]) -> float:
+    """Return the largest difference of a log-probability between rows of logits and the model's own, in nats."""
+    difference = float((ours.float().log_softmax(-1) - own.float().log_softmax(-1)).abs().max())
+    return math.inf if math.isnan(difference) else difference
 
 
 @calm()

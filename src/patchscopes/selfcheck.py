@@ -7,6 +7,9 @@
     inert        a write at ℓ* = n_layers away from what is read changes nothing
 
 `check_model` runs every layer; with `thorough=False` three layers, as at every load.
+
+In float32 a deviation is the largest one of logits, in units of their standard deviation. In bfloat16 and float16 it is
+the spread of log-probabilities, in units of what the model's own ways of running a text differ by (`yardstick.py`).
 """
 
 import math
@@ -18,27 +21,33 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from patchscopes.compute import compute_of
+from patchscopes.alone import batched
+from patchscopes.compute import compute_of, plain_compute
 from patchscopes.errors import ModelRunError, SelfCheckError
 from patchscopes.foreign import is_ours, reason_of, running
 from patchscopes.forward import Span, forward
 from patchscopes.hooks import Entry, LayerWrite, Places, capture, patch
 from patchscopes.kv import Rows, copy_prefixes, recorded, recording_cache, sharing
 from patchscopes.layout import Layout
-from patchscopes.models import Inputs, Model
+from patchscopes.models import Inputs, Model, calm
 from patchscopes.models.architectures import TABLE
-from patchscopes.proof import some_ids
+from patchscopes.proof import WITHIN, Proven, error_of, some_ids
 from patchscopes.rng import philox
 from patchscopes.spec import Ids
 from patchscopes.vectors import rescaled
+from patchscopes.yardstick import ADMITTED, TOP, Spread, Yardstick, measure
 
 # A write that does something moves some logit by more than this, and by more than rounding moves those before it.
 MOVED = 1e-3
 LAYERS_AT_ONCE = 8
 LENGTH = 9
 POSITION = 4
-# Logits may differ by rounding: relative to their spread, per dtype.
-TOLERANCES = {"float32": 1e-3, "float16": 3e-2, "bfloat16": 1.5e-1}
+# In float32 logits may differ by rounding: so much of their standard deviation.
+TOLERANCE = 1e-3
+# Off float32 what must not move between two passes of one shape may move by so many times what two ways differ by: on
+# most devices it does not at all, and in a model that draws at random it does by all of that.
+AGAIN = 0.25
+TIMES = " times what the model's own ways differ by"
 
 # What a claim that fails usually comes from.
 LIKELY: Mapping[str, str] = MappingProxyType(
@@ -54,21 +63,23 @@ LIKELY: Mapping[str, str] = MappingProxyType(
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One claim: the largest deviation seen, in units of the logits' standard deviation, and what was allowed."""
+    """One claim: the largest deviation seen, what was allowed, and behind both numbers their `unit`."""
 
     claim: str
     meaning: str
     deviation: float
     tolerance: float
     passed: bool
+    unit: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """The findings of a self-check."""
+    """The findings of a self-check, and off float32 what they are measured by."""
 
     model: str
     findings: tuple[Finding, ...]
+    yardstick: Yardstick | None = None
 
     @property
     def passed(self) -> bool:
@@ -81,7 +92,8 @@ def require(report: Report) -> None:
     failed = [f for f in report.findings if not f.passed]
     if failed:
         lines = "\n".join(
-            f"  {f.claim}: {f.meaning}: deviation {f.deviation:.2g}, at most {f.tolerance:.2g} allowed" for f in failed
+            f"  {f.claim}: {f.meaning}: deviation {f.deviation:.2g}{f.unit}, at most {f.tolerance:.2g} allowed"
+            for f in failed
         )
         raise SelfCheckError(
             f"{report.model} does not obey the semantics, so what its states say could not be trusted:\n{lines}\n"
@@ -102,11 +114,14 @@ def _likely(failed: Sequence[Finding]) -> Iterator[str]:
 def check_model(model: Model, *, thorough: bool = True) -> Report:
     """Prove the five claims on `model`. Costs 7 forward passes of 9 tokens and up to 17 rows; one more per 8 layers.
 
-    Raises SelfCheckError where the model does not run as it is run here, OutOfMemoryError where memory runs out.
+    Off float32 it costs what `yardstick.measure` does as well. A model with something attached that does not bear
+    batches is checked one row at a time, on the claims that are left. Raises SelfCheckError where the model does not
+    run as it is run here, or its logits are not finite off float32, and OutOfMemoryError where memory runs out.
     """
     try:
         with running(model.id):
-            return Report(model.id, tuple(_Check(model, thorough=thorough).findings()))
+            check = _kind_of_check(model)(model, thorough=thorough)
+            return Report(model.id, tuple(check.findings()), check.yardstick)
     except ModelRunError as error:
         raise SelfCheckError(str(error)) from error.__cause__
     except NotImplementedError as error:
@@ -122,6 +137,12 @@ def check_model(model: Model, *, thorough: bool = True) -> Report:
         ) from error
 
 
+def _kind_of_check(model: Model) -> "type[_Check]":
+    if not batched(model):
+        return _AloneCheck
+    return _Check if model.dtype.itemsize >= 4 else _HalfCheck
+
+
 @dataclass(frozen=True, slots=True)
 class _Deviations:
     """How far writes at one layer moved logits and states: of the state itself (`own`), and of noise."""
@@ -134,8 +155,26 @@ class _Deviations:
     noise_above: float
 
 
+@dataclass(frozen=True, slots=True)
+class _Written:
+    """Logits of one text as it is, with its own state written at one layer, and with noise there.
+
+    `moved` says, per layer watched, by how much of its norm the noise moved the state at POSITION.
+    """
+
+    plain: Float[Tensor, "token d_vocab"]
+    own: Float[Tensor, "token d_vocab"]
+    noisy: Float[Tensor, "token d_vocab"]
+    moved: Mapping[int, float]
+
+
 class _Check:
     """One plain run of `ids` gives the logits and every state that the claims compare with."""
+
+    yardstick: Yardstick | None = None
+    tolerance = again = TOLERANCE
+    unit = ""
+    state_unit = 1.0  # of how far a state moved, so that `again` is a bar for it too
 
     def __init__(self, model: Model, *, thorough: bool) -> None:
         self.model = model
@@ -146,33 +185,45 @@ class _Check:
         with capture(model, dict.fromkeys(self.layers, everywhere)) as self.states:
             self.logits = model.all_logits(self._tensor(self.ids))[0]
         self.scale = float(self.logits.std()) or 1.0
-        self.tolerance = TOLERANCES.get(model.dtype_name, TOLERANCES["bfloat16"])
+        self._nats = 0.0
 
-    def findings(self) -> Iterator[Finding]:
-        writes = [
-            self._write_at(self.layers[i : i + LAYERS_AT_ONCE]) for i in range(0, len(self.layers), LAYERS_AT_ONCE)
-        ]
-        written = {layer: deviations for chunk in writes for layer, deviations in chunk.items()}
+    @calm()
+    def findings(self) -> list[Finding]:
+        """The claims, each with what was seen."""
+        return list(self._findings())
+
+    def _findings(self) -> Iterator[Finding]:
+        written: dict[int, _Deviations] = {}
+        for i in range(0, len(self.layers), LAYERS_AT_ONCE):
+            layers = self.layers[i : i + LAYERS_AT_ONCE]
+            for layer, found in zip(layers, self._written(layers), strict=True):
+                written[layer] = self._deviations(layer, found)
         yield self._at_most(
             "self-write",
             "writing a state back where it came from changes no logit",
             max(d.own for d in written.values()),
+            self.again,
         )
         yield self._causal(written)
+        yield from self._of_logits_and_batches()
+        yield self._at_most(
+            "inert",
+            "a write at the last layer away from what is read changes nothing",
+            written[self.model.n_layers].noise_after,
+            self.again,
+        )
+
+    def _of_logits_and_batches(self) -> Iterator[Finding]:
         yield self._at_most(
             "lens",
             "the last layer, read through norm and head, is the model's own logits",
             self._deviation(self.model.unembed(self.states[self.model.n_layers]), self.logits),
         )
-        yield self._at_most("batch", "padding, neighbours, prefix and cache do not show", self._batch())
-        yield self._at_most(
-            "inert",
-            "a write at the last layer away from what is read changes nothing",
-            written[self.model.n_layers].noise_after,
-        )
+        yield self._batched()
 
-    def _at_most(self, claim: str, meaning: str, deviation: float) -> Finding:
-        return Finding(claim, meaning, deviation, self.tolerance, deviation <= self.tolerance)
+    def _at_most(self, claim: str, meaning: str, deviation: float, tolerance: float | None = None) -> Finding:
+        allowed = self.tolerance if tolerance is None else tolerance
+        return Finding(claim, meaning, deviation, allowed, deviation <= allowed, self.unit)
 
     def _causal(self, written: "Mapping[int, _Deviations]") -> Finding:
         """Before and below the write nothing moves; after and above it something does (at the last layer, in place)."""
@@ -181,13 +232,26 @@ class _Check:
         after = min(min(d.noise_at if layer == n else d.noise_after, d.noise_above) for layer, d in written.items())
         moved = after > max(MOVED, 3 * before)
         meaning = "a write changes logits after it and none before"
-        return Finding(
-            "causal", meaning, before if moved else after, self.tolerance, before <= self.tolerance and moved
+        shown = before if moved else after
+        return Finding("causal", meaning, shown, self.again, before <= self.again and moved, self.unit)
+
+    def _deviations(self, layer: int, found: _Written) -> "_Deviations":
+        plain, noisy = found.plain, found.noisy
+        # Blocks in any order but the model's own are told by what moves below the write, and does not above it.
+        below = max((by for at, by in found.moved.items() if at < layer), default=0.0)
+        above = min((by for at, by in found.moved.items() if at > layer), default=float("inf"))
+        return _Deviations(
+            own=self._deviation(found.own, plain),
+            noise_before=self._deviation(noisy[:POSITION], plain[:POSITION]),
+            noise_at=self._deviation(noisy[POSITION], plain[POSITION]),
+            noise_after=self._deviation(noisy[POSITION + 1 :], plain[POSITION + 1 :]),
+            noise_below=below / self.state_unit,
+            noise_above=above / self.state_unit,
         )
 
-    def _write_at(self, layers: Sequence[int]) -> "dict[int, _Deviations]":
+    def _written(self, layers: Sequence[int]) -> Iterator[_Written]:
         """Write at each of `layers`, all in one batch: row 0 plain, then one with its own state and one with noise."""
-        ids = torch.tensor([self.ids] * (1 + 2 * len(layers)), device=self.model.device)
+        n_rows = 1 + 2 * len(layers)
         writes = [
             LayerWrite(
                 layer,
@@ -196,33 +260,26 @@ class _Check:
             )
             for k, layer in enumerate(layers)
         ]
-        n_rows = 1 + 2 * len(layers)
+        (plain, *rows), states = self._run(n_rows, writes)
+        for k in range(len(layers)):
+            moved = {at: _moved(parts[0], parts[2 + 2 * k]) for at, parts in states.items()}
+            yield _Written(plain, rows[2 * k], rows[2 * k + 1], moved)
+
+    def _run(self, n_rows: int, writes: Sequence[LayerWrite]) -> tuple[Tensor, dict[int, Tensor]]:
+        """Logits of `n_rows` times the same text, and of each layer watched the states at POSITION, by row."""
+        ids = torch.tensor([self.ids] * n_rows, dtype=torch.long, device=self.model.device)
         watched = dict.fromkeys(self.layers, Places(tuple(range(n_rows)), (POSITION,) * n_rows))
         with compute_of(self.model).installed(), capture(self.model, watched) as states, patch(self.model, writes):
-            plain, *rows = self.model.all_logits(ids)
-        found = {}
-        for k, layer in enumerate(layers):
-            own, noisy = rows[2 * k], rows[2 * k + 1]
-            below, above = self._spread(states, layer, 2 + 2 * k)
-            found[layer] = _Deviations(
-                own=self._deviation(own, plain),
-                noise_before=self._deviation(noisy[:POSITION], plain[:POSITION]),
-                noise_at=self._deviation(noisy[POSITION], plain[POSITION]),
-                noise_after=self._deviation(noisy[POSITION + 1 :], plain[POSITION + 1 :]),
-                noise_below=below,
-                noise_above=above,
-            )
-        return found
+            return self.model.all_logits(ids), states
 
-    def _spread(self, states: Mapping[int, Tensor], written: int, row: int) -> tuple[float, float]:
-        """How far row `row` moved the states below the layer written (the most) and above it (the least).
-
-        Blocks in any order but the model's own are told by this.
-        """
-        moved = {layer: float((at[row] - at[0]).float().norm() / at[0].float().norm()) for layer, at in states.items()}
-        below = max((moved[layer] for layer in states if layer < written), default=0.0)
-        above = min((moved[layer] for layer in states if layer > written), default=float("inf"))
-        return below, above
+    def _batched(self) -> Finding:
+        deviation = self._batch()
+        if not self._nats <= WITHIN:  # what stands in for modules is given up, where it is what differs
+            self.model.keep(plain_compute(self.model))
+            deviation = self._batch()
+        if deviation <= self.tolerance:
+            self.model.keep(Proven(self._nats))
+        return self._at_most("batch", "padding, neighbours, prefix and cache do not show", deviation)
 
     def _batch(self) -> float:
         """What the engine does, against each row alone: padding, a prefix shared, rows that start at ℓ*, a cache."""
@@ -269,8 +326,11 @@ class _Check:
         ids = self._tensor(self.ids[POSITION:]).expand(n, -1)
         first = compute.head.logits(forward(compute, rows, Span(0, n), ids, entry=entry)[:, 0])
         rows.put(range(n), n_own, prompt, slice(POSITION, LENGTH), layers=layers)
-        second = compute.head.logits(forward(compute, rows, Span(0, n), torch.full((n, 1), self.ids[1]))[:, 0])
-        return self._deviation(torch.stack([first.float(), second.float()], dim=1), alone)
+        step = torch.full((n, 1), self.ids[1], dtype=torch.long, device="cpu")
+        second = compute.head.logits(forward(compute, rows, Span(0, n), step)[:, 0])
+        found = torch.stack([first.float(), second.float()], dim=1)
+        self._nats = error_of(found, alone)
+        return self._deviation(found, alone)
 
     def _noise(self, layer: int) -> Float[Tensor, " d_model"]:
         """A vector unlike any state, at the norm of the state at POSITION."""
@@ -278,8 +338,79 @@ class _Check:
         return rescaled(noise, self.states[layer][POSITION].float().cpu())
 
     def _tensor(self, ids: Ids) -> Tensor:
-        return torch.tensor([ids], device=self.model.device)
+        return torch.tensor([ids], dtype=torch.long, device=self.model.device)
 
     def _deviation(self, a: Tensor, b: Tensor) -> float:
         difference = float((a - b).abs().max()) / self.scale
         return float("inf") if math.isnan(difference) else difference
+
+
+class _HalfCheck(_Check):
+    """The claims in bfloat16 and float16, where rounding is told from faults by what the model's own ways differ by.
+
+    A text that is written to is compared with itself in a pass of the same shape, which rounds alike: on most devices
+    nothing at all moves before a write, however large the yardstick is.
+    """
+
+    tolerance, again, unit = ADMITTED, AGAIN, TIMES
+
+    def __init__(self, model: Model, *, thorough: bool) -> None:
+        self._measured = self.yardstick = measure(model)
+        super().__init__(model, thorough=thorough)
+        self.state_unit = torch.finfo(model.dtype).eps
+
+    def _written(self, layers: Sequence[int]) -> Iterator[_Written]:
+        """Write at each of `layers`, each in a row of its own: a pass as it is, one with own states, one with noise."""
+        plain, before = self._run(len(layers), [])
+        places = [Places((row,), (POSITION,)) for row in range(len(layers))]
+        rows = list(zip(layers, places, strict=True))
+        own = [LayerWrite(layer, at, before[layer][list(at.rows)]) for layer, at in rows]
+        noise = [LayerWrite(layer, at, self._noise(layer)[None]) for layer, at in rows]
+        (of_own, _), (of_noise, after) = self._run(len(layers), own), self._run(len(layers), noise)
+        for row in range(len(layers)):
+            moved = {at: _moved(before[at][row], after[at][row]) for at in before}
+            yield _Written(plain[row], of_own[row], of_noise[row], moved)
+
+    def _batched(self) -> Finding:
+        found = self._measured
+        meaning = "padding, neighbours, prefix and cache do not show"
+        if found.faults:
+            meaning += f" (the model's own forward gives something else: {', '.join(found.faults)})"
+        deviation = max([found.ratio, *(found.routes[name].over(found.theirs) for name in found.faults)])
+        passed = deviation <= self.tolerance and not found.faults
+        return Finding("batch", meaning, deviation, self.tolerance, passed, self.unit)
+
+    def _deviation(self, a: Tensor, b: Tensor) -> float:
+        expected = b.log_softmax(-1).topk(min(TOP, b.shape[-1]), dim=-1)
+        found = a.log_softmax(-1).gather(-1, expected.indices)
+        return Spread.of(found - expected.values).over(self._measured.theirs)
+
+
+class _AloneCheck(_Check):
+    """The claims about writes, a row at a time: what is attached to the model gives something else in a batch."""
+
+    def _run(self, n_rows: int, writes: Sequence[LayerWrite]) -> tuple[Tensor, dict[int, Tensor]]:
+        logits, states = [], dict[int, list[Tensor]]()
+        for row in range(n_rows):
+            mine = [one for write in writes for one in _of_row(write, row)]
+            watched = dict.fromkeys(self.layers, Places((0,), (POSITION,)))
+            with capture(self.model, watched) as found, patch(self.model, mine):
+                logits.append(self.model.all_logits(self._tensor(self.ids))[0])
+            for layer, state in found.items():
+                states.setdefault(layer, []).append(state[0])
+        return torch.stack(logits), {layer: torch.stack(of_rows) for layer, of_rows in states.items()}
+
+    def _of_logits_and_batches(self) -> Iterator[Finding]:
+        return iter(())
+
+
+def _of_row(write: LayerWrite, row: int) -> Iterator[LayerWrite]:
+    """Yield what is written to one row of a batch, as it is written to that row alone."""
+    for k, (at, column) in enumerate(zip(write.places.rows, write.places.columns, strict=True)):
+        if at == row:
+            yield LayerWrite(write.layer, Places((0,), (column,)), write.vectors[k : k + 1])
+
+
+def _moved(before: Float[Tensor, " d_model"], after: Float[Tensor, " d_model"]) -> float:
+    """How far a state moved, in units of its norm."""
+    return float((after - before).float().norm() / before.float().norm())

@@ -1,9 +1,15 @@
 """`patchscopes models`: list, pull, check."""
 
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
 import click
 
 from patchscopes.cli.inspect import ADAPTER_HELP
 from patchscopes.errors import HomeError
+
+if TYPE_CHECKING:
+    from patchscopes.yardstick import Yardstick
 
 
 @click.group("models", invoke_without_command=True)
@@ -56,7 +62,7 @@ def check_command(
     name: str, dtype: str, device: str, adapter: str | None, revision: str | None, trust_remote_code: bool
 ) -> int:
     """Prove, on every layer, that a model obeys the semantics; exit code 2 where it does not."""
-    from patchscopes.agreement import agreement
+    from patchscopes.agreement import NEEDED, agreement
     from patchscopes.cli.inspect import slow_way
     from patchscopes.models import LoadOptions, load_by_name
     from patchscopes.selfcheck import check_model
@@ -70,15 +76,45 @@ def check_command(
         verdict = "ok  " if finding.passed else "FAIL"
         click.echo(
             f"  {verdict} {finding.claim:<11} {finding.meaning} "
-            f"(deviation {finding.deviation:.1e}, allowed {finding.tolerance:.2g})"
+            f"(deviation {finding.deviation:.1e}{finding.unit}, allowed {finding.tolerance:.2g})"
         )
-    if report.passed and dtype != "float32":
+    if report.yardstick is not None:
+        for line in _measured(report.yardstick, model.dtype_name):
+            click.echo(line)
+    agreed = True
+    if report.passed and report.yardstick is not None:
         found = agreement(model)
+        agreed = found.enough
         click.echo(
-            f"  in {dtype} rounding may part two runs: engine and reference agree in {found.rate:.0%} of "
-            f"{found.compared} tokens"
+            f"  {'ok  ' if agreed else 'FAIL'} agreement   engine and reference give the same token in {found.same} of "
+            f"{found.compared} ({found.rate:.0%}; rounding may part them, and fewer than {NEEDED} are no agreement)"
         )
     if slow := slow_way(model):
         click.echo(f"  {slow}")
-    click.echo("obeys the semantics" if report.passed else "does not obey the semantics")
-    return 0 if report.passed else 2
+    click.echo("obeys the semantics" if report.passed and agreed else "does not obey the semantics")
+    return 0 if report.passed and agreed else 2
+
+
+def _measured(found: "Yardstick", dtype: str) -> "Iterator[str]":
+    """The yardstick as lines: each way of the model's own, the largest of theirs, and ours."""
+    yield (
+        f"  {dtype} rounds, so the model's own ways of running a text part: |Δ log-probability| of the 50 likeliest "
+        f"tokens at {found.n_tokens} places, in nats"
+    )
+    stands_in = {
+        "nothing": "the largest between any two of these",
+        "all": "its own ways are one to the last digit: what the last digit does",
+        "high": "the largest between any two of these; of the far ones, what the last digit does",
+    }
+    ways = [
+        *(
+            (name, spread, "gives something else: left out" if name in found.apart else "")
+            for name, spread in found.routes.items()
+        ),
+        ("last digit", found.digit, "what the least rounding does"),
+        ("theirs", found.theirs, stands_in[found.stands_in]),
+        ("ours", found.ours, f"{found.ratio:.2f} times theirs"),
+    ]
+    yield f"    {'':<11} {'median':>8} {'0.99':>8}"
+    for name, spread, said in ways:
+        yield f"    {name:<11} {spread.median:>8.4f} {spread.high:>8.4f}  {said}".rstrip()
