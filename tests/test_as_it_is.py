@@ -174,7 +174,7 @@ def test_a_hook_that_goes_leaves_the_model_as_loaded() -> None:
     hf = built("gemma3")
     model = loaded(hf)
     before = look(model)
-    handle = hf.get_submodule("model.layers.1").register_forward_hook(changes.third_column)
+    handle = hf.get_submodule("model.layers.1").register_forward_hook(changes.last_column)
     assert said(look(model)) != said(before)
     handle.remove()
     after = look(model)
