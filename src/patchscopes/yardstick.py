@@ -136,8 +136,8 @@ class Yardstick:
 def measure(model: Model) -> Yardstick:
     """Run prose by every way that the model has, and by ours: 8 texts of 32 tokens, 32 texts where in doubt.
 
-    Costs 8 passes of 36 tokens, 5 of up to 288, and 43 of few tokens. Raises SelfCheckError where the model's own logits
-    are not finite.
+    Costs 8 passes of 36 tokens, 5 of up to 288, and 43 of few. Raises SelfCheckError where the model's own logits are
+    not finite.
     """
     looks = [_look(model, 0)]
     found = _yardstick(looks)
