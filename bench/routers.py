@@ -22,14 +22,17 @@ from torch import Tensor
 
 from patchscopes.models import Model, wrap_in_memory
 from patchscopes.selfcheck import check_model
-from patchscopes.yardstick import PREFIX, attention_by, prose
+from patchscopes.yardstick import N_TEXTS, N_TOKENS, PREFIX, attention_by, prose
 
 MIXTURES = ("mixtral", "qwen3-moe")
 
 
 @dataclass(frozen=True, slots=True)
 class Draw:
-    """One draw of weights: is it refused, by which claims, and in how many of its tokens do its own routers flip."""
+    """One draw of weights: is it refused, by which claims, and in how many of its tokens do its own routers flip.
+
+    `looked_again`: more texts were needed; `by_digit`: and then what the last digit does, for the 0.99 quantile.
+    """
 
     family: str
     seed: int
@@ -37,6 +40,8 @@ class Draw:
     flipped_tokens: int
     n_tokens: int
     ratio: float
+    looked_again: bool
+    by_digit: bool
 
 
 def drawn(family: str, seed: int, dtype: torch.dtype) -> Draw:
@@ -46,7 +51,18 @@ def drawn(family: str, seed: int, dtype: torch.dtype) -> Draw:
     failed = tuple(finding.claim for finding in report.findings if not finding.passed)
     flipped = flips(model)
     assert report.yardstick is not None
-    return Draw(family, seed, failed, int(flipped.sum()), flipped.numel(), report.yardstick.ratio)
+    found = report.yardstick
+    looked_again = found.n_tokens > N_TEXTS * N_TOKENS
+    return Draw(
+        family,
+        seed,
+        failed,
+        int(flipped.sum()),
+        flipped.numel(),
+        found.ratio,
+        looked_again,
+        found.stands_in == "high",
+    )
 
 
 @torch.no_grad()
@@ -115,6 +131,8 @@ def main() -> None:
             "draws": len(draws),
             "refused": len(refused),
             "refused_without_a_flip": sum(not draw.flipped_tokens for draw in refused),
+            "looked_again": sum(draw.looked_again for draw in draws),
+            "by_digit": sum(draw.by_digit for draw in draws),
             "with_flips": len(flipped),
             "flipped_tokens": sum(draw.flipped_tokens for draw in draws),
             "tokens": sum(draw.n_tokens for draw in draws),

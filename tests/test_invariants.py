@@ -30,6 +30,7 @@ from patchscopes.resolve import CONTROLS
 from patchscopes.run import run_cells
 from patchscopes.spec import InspectionPrompt, Neutral, Noise, Row, Source, State
 from patchscopes.vectors import make_vectors
+from patchscopes.yardstick import measure
 
 IDS = (17, 33, 60, 21, 45, 70, 19)
 EVERYWHERE = Places((0,) * len(IDS), tuple(range(len(IDS))))
@@ -466,3 +467,12 @@ def test_equal_cells_run_once_and_give_a_row_each(llama: Model) -> None:
     assert [row.source_index for row in rows] == [0, 1]
     assert rows[0].cell == rows[1].cell
     assert len(run_cells(llama, Engine(llama), inspection.plan.cells, AMPLE)) == 1
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_rule_9_in_half_precision_ours_differs_by_at_most_half_more_than_theirs(dtype: torch.dtype) -> None:
+    hf = copy.deepcopy(families.build("granite")).to(dtype)
+    found = measure(wrap_in_memory(hf, families.tiny_tokenizer()))
+    assert found.n_tokens >= 8 * 32
+    assert 0 < found.ours.median <= 1.5 * found.theirs.median
+    assert 0 < found.ours.high <= 1.5 * found.theirs.high

@@ -38,7 +38,8 @@ from patchscopes.spec import Ids
 
 N_TEXTS, N_TOKENS, TOP = 8, 32, 50
 PREFIX = 4  # tokens that all texts begin with, as rows of the engine do; they are not compared
-SUFFIX = 8  # tokens with which our rows start, and again so many behind them; as many as rows, lest one pass for other
+SUFFIX = 8  # tokens with which our rows start; as many as rows, lest what is by column pass for what is by row
+ANSWER = 16  # tokens that they run behind those, at once
 MEDIAN, HIGH = 0.5, 0.99
 # Our way may differ from the model's own by so many times what its own ways differ by among themselves.
 ADMITTED = 1.5
@@ -136,8 +137,8 @@ class Yardstick:
 def measure(model: Model) -> Yardstick:
     """Run prose by every way that the model has, and by ours: 8 texts of 32 tokens, 32 texts where in doubt.
 
-    Costs 8 passes of 36 tokens, 5 of 288 and 50 of 8 or few more. Raises SelfCheckError where the model's own logits
-    are not finite.
+    Costs 8 passes of 36 tokens, 5 of up to 288, and 43 of few. Raises SelfCheckError where the model's own logits are
+    not finite.
     """
     looks = [_look(model, 0)]
     found = _yardstick(looks)
@@ -331,7 +332,7 @@ def _ours(
     Behind the tokens that they start with rows run several at once, as given answers do, and then one at a time.
     """
     compute, cache, n = compute_of(model), recording_cache(model), len(ids)
-    ends = [min(PREFIX + SUFFIX, ids.shape[1]), min(PREFIX + 2 * SUFFIX, ids.shape[1])]
+    ends = [min(PREFIX + SUFFIX, ids.shape[1]), min(PREFIX + SUFFIX + ANSWER, ids.shape[1])]
     layers = sorted([0, model.n_layers // 2, model.n_layers - 1] * n)[::3]
     suffix = Places(*(tuple(axis.tolist()) for axis in _grid(n, range(PREFIX, ends[0]))))
     with compute.installed(), capture(model, dict.fromkeys(layers, suffix)) as states:
