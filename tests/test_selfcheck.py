@@ -177,7 +177,9 @@ def test_a_block_whose_output_is_not_its_whole_state_fails_causal(dtype: torch.d
     model.blocks[1].register_forward_pre_hook(
         lambda _, args, kwargs: kept.append(args[0] if args else kwargs["hidden_states"]), with_kwargs=True
     )
-    model.blocks[2].register_forward_pre_hook(lambda _, args: (kept[-1][: len(args[0])], *args[1:]))
+    model.blocks[2].register_forward_pre_hook(
+        lambda _, args: (kept[-1][torch.arange(len(args[0])) % len(kept[-1])], *args[1:])
+    )
     assert "causal" in failed(model)
 
 
