@@ -30,7 +30,7 @@ class Guard:
         self._n_rows = n_rows
         for model in self._models:
             prove(model)
-        self._epochs = [model.epoch for model in self._models]
+        self._epochs = [model.now_epoch for model in self._models]
         self._began = self._looked = self._compared = self._hashed = time.monotonic()
         self._hash_s = sum(model.watch.probes.hash_s for model in self._models)
 
@@ -58,7 +58,7 @@ class Guard:
     def _changes(self, n_done: int, *, all_of_it: bool = True) -> list[str]:
         found: list[str] = []
         for model, epoch in zip(self._models, self._epochs, strict=True):
-            if model.epoch != epoch:
+            if model.now_epoch != epoch:
                 found.append(f"{model.id} was changed, and another call has met it as it is now")
             found += [f"{model.id}: {change.text}" for change in model.changes()]
         now = time.monotonic()

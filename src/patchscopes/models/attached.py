@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 from transformers import PretrainedConfig, PreTrainedModel
 
-from patchscopes.models.tree import own_forward
-from patchscopes.models.watch import GLOBAL_HOOKS, PLAIN, collects, walk
+from patchscopes.models.tree import GLOBAL_HOOKS, own_forward
+from patchscopes.models.watch import PLAIN, collects, walk
 
 HOOKS = ("_forward_pre_hooks", "_forward_hooks")
 OURS = frozenset({"patchscopes", "torch", "accelerate"})

@@ -25,7 +25,8 @@ from patchscopes.models.architectures import find_architecture, refuse_unsupport
 from patchscopes.models.checks import refuse_unsound
 from patchscopes.models.folders import hash_file, is_converted, manifest_of, verify_files
 from patchscopes.models.hub import HubPlace, fetch_adapter, locate
-from patchscopes.models.model import Model, memory_hash
+from patchscopes.models.model import Model
+from patchscopes.models.now import memory_hash
 from patchscopes.models.places import ADAPTER_CONFIG, folder_at, has_weights, is_path
 from patchscopes.models.pretrained import How, Where, from_pretrained
 from patchscopes.models.pull import pull

@@ -4,14 +4,12 @@ Axes: row (of a batch), column (padded), token (unpadded), d_model, d_vocab.
 """
 
 import copy
-import hashlib
 import inspect as pyinspect
-import json
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -19,21 +17,17 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from patchscopes.errors import ContextLengthError, OptionError, UnsupportedModelError
+from patchscopes.errors import ContextLengthError, OptionError
 from patchscopes.models.architectures import Architecture, rope_switch
-from patchscopes.models.attached import Attached, Hasher, attached
+from patchscopes.models.attached import Attached
 from patchscopes.models.calm import calm
-from patchscopes.models.checks import refuse_weights
+from patchscopes.models.now import Now
 from patchscopes.models.tree import Replacements, Tree, Trees
-from patchscopes.models.watch import Change, Watch, brought_to, tensors
+from patchscopes.models.watch import Change, Watch, brought_to
 
 T = TypeVar("T")
 
 UNBOUNDED = 1_000_000
-# Of a config: where it was read, and by what, and what cells record themselves.
-INDECISIVE = frozenset(
-    {"_name_or_path", "_commit_hash", "transformers_version", "architectures", "dtype", "eos_token_id"}
-)
 
 
 Columns = Literal["last", "all"]
@@ -72,23 +66,21 @@ class Model:
         self.id = id
         self.revision = revision
         self.variant: str | None = None
-        self.epoch = 0
-        self._fingerprint = fingerprint
-        self._structure: str | None = None
+        self._now = Now(hf, id, fingerprint)
         self._here = _Here()
-        self.blocks: Sequence[nn.Module] = self._find_blocks()
-        self._watch = Watch(hf)
-        self.attached: tuple[Attached, ...] = attached(hf)
-        config = hf.config.get_text_config(decoder=True)
+        self._measure()
+        self._takes = frozenset(pyinspect.signature(hf.forward).parameters)
+
+    def _measure(self) -> None:
+        """Find blocks and sizes, which a change of the model may change."""
+        self.epoch = self._now.epoch
+        self.blocks: Sequence[nn.Module] = tuple(self.hf.get_submodule(self.architecture.blocks).children())
+        config = self.hf.config.get_text_config(decoder=True)
         self.n_layers = len(self.blocks)
         self.d_model = int(config.hidden_size)
         self.d_vocab = int(config.vocab_size)
         self.max_context = int(getattr(config, "max_position_embeddings", None) or UNBOUNDED)
-        self.rope_switch = rope_switch(hf.config)
-        self._takes = frozenset(pyinspect.signature(hf.forward).parameters)
-        self._kept: dict[type, Any] = {}
-        self._strings: dict[str, str] = {}
-        self._plain: Trees | None = None
+        self.rope_switch = rope_switch(self.hf.config)
 
     def __repr__(self) -> str:
         return (
@@ -135,7 +127,7 @@ class Model:
 
         A hash is computed at first use (about 1 GB/s) and kept until weights change.
         """
-        return self._hashed("fingerprint", self._fingerprint)
+        return self._now.fingerprint
 
     @property
     def identity(self) -> str:
@@ -144,47 +136,17 @@ class Model:
         Behind them stands what a model as loaded does not have: a change of its structure, what is attached to it, and
         the name that the caller has given that (`variant`).
         """
-        return self._hashed("identity", self._identity)
+        return self._now.identity(self.variant)
 
-    def _identity(self) -> str:
-        config = self.hf.config.get_text_config(decoder=True).to_dict()
-        decisive = {key: value for key, value in config.items() if key not in INDECISIVE}
-        digest = hashlib.sha256(json.dumps(decisive, sort_keys=True, default=str).encode()).hexdigest()
-        parts = [self.fingerprint, f"config:{digest[:16]}"]
-        if self._structure is not None:
-            parts.append(f"structure:{self._structure}")
-        named = [one for one in self.attached if one.hashed or self.variant is None]
-        if named:
-            told = "|".join(f"{one.what} {one.path} {one.name} {one.digest}" for one in named)
-            parts.append(f"attached:{hashlib.sha256(told.encode()).hexdigest()[:16]}")
-        if self.variant is not None:
-            parts.append(f"variant:{self.variant}")
-        return "|".join(parts)
+    @property
+    def attached(self) -> tuple[Attached, ...]:
+        """Hooks, forwards and modules of the caller's own, as they were when the model was last looked at."""
+        return self._now.attached
 
     @property
     def unhashed(self) -> tuple[Attached, ...]:
         """What is attached and cannot be told from others in another process, unless `variant` names it."""
         return () if self.variant is not None else tuple(one for one in self.attached if not one.hashed)
-
-    def _hashed(self, name: str, make: Callable[[], str]) -> str:
-        if name not in self._strings:
-            self._strings[name] = make()
-        return self._strings[name]
-
-    def current(self, *, content: bool = True) -> bool:
-        """Look whether the model is what it was; where it is not, take it as it is by now and return False.
-
-        Whatever was made of it before (functions that stand in, identities) is then made anew. Raises
-        UnsupportedModelError where it cannot be run as it is.
-        """
-        changes = self._watch.changes(content=content)
-        if changes:
-            self._renew(changes)
-        self._refuse_training()
-        before, self.attached = self.attached, attached(self.hf)
-        if self.attached != before:
-            self._strings.pop("identity", None)
-        return not changes and self.attached == before
 
     def called(self, variant: str | None) -> "Model":
         """Return the model under the name that the caller gives what is attached to it; itself where none is given."""
@@ -193,8 +155,19 @@ class Model:
         if not str(variant).strip() or "|" in str(variant):
             raise OptionError(f"variant is {variant!r}; it must be a name without '|', such as \"steered\", or None.")
         other = copy.copy(self)
-        other.variant, other._strings = variant, {}
+        other.variant = variant
         return other
+
+    def current(self, *, content: bool = True) -> bool:
+        """Look whether the model is what it was; where it is not, take it as it is by now and return False.
+
+        Whatever was made of it before (functions that stand in, identities) is then made anew. Raises
+        UnsupportedModelError where it cannot be run as it is.
+        """
+        same = self._now.current(content=content)
+        if self.epoch != self._now.epoch:
+            self._measure()
+        return same
 
     def refresh(self) -> None:
         """Take the model as it is by now, whether or not a change is seen.
@@ -202,46 +175,22 @@ class Model:
         For whoever has changed single values of weights in a way that leaves no trace, as through `.data`: such a
         change may lie between the samples that every call compares.
         """
-        self._renew([Change("weights", "refresh() was called")])
-        self.attached = attached(self.hf)
+        self._now.renew([Change("weights", "refresh() was called"), Change("structure", "refresh() was called")])
+        self._measure()
 
     def changes(self) -> list[Change]:
         """Return what differs from what the model was when it was last looked at; nothing where nothing does."""
-        return self._watch.changes(attributes=False)
+        return self._now.watch.changes(attributes=False)
 
     @property
     def watch(self) -> Watch:
         """The model as it was when it was last looked at."""
-        return self._watch
+        return self._now.watch
 
-    def _renew(self, changes: Sequence[Change]) -> None:
-        kinds = {change.kind for change in changes}
-        if "weights" in kinds:
-            refuse_weights(self.id, self.hf)
-        before, self._watch = self._watch, Watch(self.hf)
-        if self._structure is None and "structure" in kinds:
-            self._as_loaded = _digest(before)
-        if "structure" in kinds:
-            now = _digest(self._watch)
-            self._structure = None if now == self._as_loaded else now
-        if "weights" in kinds:
-            self._fingerprint = partial(memory_hash, self.hf)
-        self._strings, self._kept = {}, {}
-        self.blocks, self._plain = self._find_blocks(), None
-        self.n_layers = len(self.blocks)
-        self.epoch += 1
-
-    def _refuse_training(self) -> None:
-        """Raise UnsupportedModelError where a module is in training mode: dropout would make every run different."""
-        if self._watch.training:
-            raise UnsupportedModelError(
-                f"{self.id} is in training mode ({len(self._watch.training):,} modules, such as "
-                f"{self._watch.training[-1]}), where dropout makes every run different; call eval() on the model, and "
-                "train() again afterwards."
-            )
-
-    def _find_blocks(self) -> tuple[nn.Module, ...]:
-        return tuple(self.hf.get_submodule(self.architecture.blocks).children())
+    @property
+    def now_epoch(self) -> int:
+        """How often the model was taken anew, by whichever call."""
+        return self._now.epoch
 
     @cached_property
     def n_matrix_parameters(self) -> int:
@@ -259,15 +208,16 @@ class Model:
         return 2 * self.n_layers * kv_heads * d_head * self.dtype.itemsize
 
     def kept(self, kind: type[T], make: "Callable[[Model], T]") -> T:
-        """What a higher floor has made for this model and keeps as long as the model lives, made at first use."""
-        if kind not in self._kept:
-            self._kept[kind] = make(self)
-        kept: T = self._kept[kind]
+        """What a higher floor has made for this model and keeps until the model changes, made at first use."""
+        made = self._now.made
+        if kind not in made:
+            made[kind] = make(self)
+        kept: T = made[kind]
         return kept
 
     def keep(self, thing: object) -> None:
         """Replace the cached value of this type."""
-        self._kept[type(thing)] = thing
+        self._now.made[type(thing)] = thing
 
     @contextmanager
     def running(self) -> Iterator[Tree]:
@@ -278,9 +228,7 @@ class Model:
         if self._here.tree is not None:
             yield self._here.tree
             return
-        if self._plain is None:
-            self._plain = Trees(self.hf, self.blocks, Replacements())
-        with self._plain.lent() as tree, self.run_by(tree):
+        with self.kept(Trees, _plain_trees).lent() as tree, self.run_by(tree):
             yield tree
 
     @contextmanager
@@ -437,35 +385,5 @@ class _Here(threading.local):
     tree: Tree | None = None
 
 
-def _digest(watch: Watch) -> str:
-    """A digest of the structure that was seen: classes and plain attributes, by path."""
-    hasher = Hasher()
-    for path, kind, values in watch.describe():
-        hasher.add((path, kind, sorted(values)))
-        for name in sorted(values):
-            hasher.add(values[name])
-    return hasher.digest()
-
-
-def memory_hash(hf: PreTrainedModel) -> str:
-    """Return the fingerprint of weights that are in memory, wherever from: "sha256:…" over all tensors."""
-    state = {name.replace("_orig_mod.", ""): tensor for name, tensor in hf.state_dict().items()}
-    elsewhere = {name for name, tensor in state.items() if tensor.device.type == "meta"}
-    if elsewhere:
-        state |= {path: tensor for path, tensor in tensors(hf) if path in elsewhere}
-    return f"sha256:{hash_tensors(state)}"
-
-
-def hash_tensors(tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 over names, dtypes, shapes and bytes, in the order of names."""
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        tensor = tensors[name]
-        digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
-        if tensor.device.type == "meta":
-            raise UnsupportedModelError(
-                f"weights of the model in memory are elsewhere ({name} is on the meta device), so it cannot be told "
-                "from others; load it without offloading to disk."
-            )
-        digest.update(tensor.detach().contiguous().cpu().view(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+def _plain_trees(model: Model) -> Trees:
+    return Trees(model.hf, model.blocks, Replacements())

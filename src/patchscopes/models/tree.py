@@ -22,8 +22,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from torch import nn
+from torch.nn.modules import module as torch_module
 from transformers import PreTrainedConfig, PreTrainedModel
 
+GLOBAL_HOOKS = ("_global_forward_hooks", "_global_forward_pre_hooks")
 DEPRECATION = "transformers.utils.deprecation"
 # Lengths grow these modules' buffers as they run: a private one grows its own.
 GROWING_ROPE = frozenset({"dynamic", "longrope"})
@@ -86,7 +88,7 @@ def private_tree(hf: PreTrainedModel, blocks: Sequence[nn.Module], replacements:
     """Copy what must differ. Where the way to the blocks cannot be copied, the tree is the caller's own modules."""
     builder = _Builder(hf, blocks, replacements)
     config = hf.config.get_text_config(decoder=True)
-    if not builder.reaches_blocks():
+    if has_global_hooks() or not builder.reaches_blocks():
         return Tree(hf, tuple(blocks), _head(hf), config, private=False)
     private = builder.made(hf)
     assert isinstance(private, PreTrainedModel)
@@ -98,6 +100,11 @@ def unwrapped(module: nn.Module) -> nn.Module:
     """The module itself where torch.compile has wrapped it: both compute the same."""
     inner = module._modules.get("_orig_mod") if type(module).__name__ == "OptimizedModule" else None
     return module if inner is None else inner
+
+
+def has_global_hooks() -> bool:
+    """Whether the process has hooks on every module, which must be given the caller's own."""
+    return any(getattr(torch_module, name) for name in GLOBAL_HOOKS)
 
 
 def own_forward(module: nn.Module) -> Forward | None:

@@ -21,7 +21,7 @@ from torch.nn.modules import module as torch_module
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from patchscopes.models.probes import Probes
-from patchscopes.models.tree import grows, plain_forward, unwrapped
+from patchscopes.models.tree import GLOBAL_HOOKS, grows, plain_forward, unwrapped
 
 TABLES = (
     "_parameters",
@@ -37,7 +37,6 @@ HOOK_TABLES = frozenset(name for name in TABLES if "hooks" in name)
 ALWAYS = frozenset({*TABLES, "training", "forward", "_hf_hook"})
 # What transformers notes on modules for itself.
 NOTES = frozenset({"_is_hf_initialized", "_output_capturing_hooks_installed"})
-GLOBAL_HOOKS = ("_global_forward_hooks", "_global_forward_pre_hooks")
 PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device)
 
 

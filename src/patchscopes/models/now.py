@@ -1,0 +1,140 @@
+"""What a model is now, as far as it was looked at: its weights, structure and attachments, and what follows from them.
+
+Whatever is made of a model (identities, functions that stand in for modules, findings of checks) holds as long as the
+model is what it was. `current` looks, and takes the model as it is by now where it has changed; all that was made of it
+is then gone, and made anew by whoever needs it (rule 0).
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from patchscopes.errors import UnsupportedModelError
+from patchscopes.models.attached import Attached, Hasher, attached
+from patchscopes.models.checks import refuse_weights
+from patchscopes.models.watch import Change, Watch, tensors
+
+# Of a config: where it was read, and by what, and what cells record themselves.
+INDECISIVE = frozenset(
+    {"_name_or_path", "_commit_hash", "transformers_version", "architectures", "dtype", "eos_token_id"}
+)
+
+
+class Now:
+    """A model as it was when it was last looked at.
+
+    Attributes: `watch` (its structure and samples of its weights), `attached` (hooks, forwards and modules of the
+    caller's), `epoch` (how often it was taken anew), `made` (what was made of it, by type).
+    """
+
+    def __init__(self, hf: PreTrainedModel, id: str, fingerprint: Callable[[], str]) -> None:
+        self.hf, self.id = hf, id
+        self.watch = Watch(hf)
+        self.attached: tuple[Attached, ...] = attached(hf)
+        self.epoch = 0
+        self.made: dict[type, Any] = {}
+        self._hash = fingerprint
+        self._fingerprint: str | None = None
+        self._as_loaded: str | None = None
+        self._structure: str | None = None
+
+    @property
+    def fingerprint(self) -> str:
+        """What the weights are: a hash that is computed at first use (about 1 GB/s) and kept until they change."""
+        if self._fingerprint is None:
+            self._fingerprint = self._hash()
+        return self._fingerprint
+
+    def identity(self, variant: str | None) -> str:
+        """Return fingerprint and config, and behind them what a model as loaded does not have.
+
+        That is a change of structure, what is attached, and the name that the caller gives it.
+        """
+        config = self.hf.config.get_text_config(decoder=True).to_dict()
+        decisive = {key: value for key, value in config.items() if key not in INDECISIVE}
+        digest = hashlib.sha256(json.dumps(decisive, sort_keys=True, default=str).encode()).hexdigest()
+        parts = [self.fingerprint, f"config:{digest[:16]}"]
+        if self._structure is not None:
+            parts.append(f"structure:{self._structure}")
+        if named := [one for one in self.attached if one.hashed or variant is None]:
+            told = "|".join(f"{one.what} {one.path} {one.name} {one.digest}" for one in named)
+            parts.append(f"attached:{hashlib.sha256(told.encode()).hexdigest()[:16]}")
+        if variant is not None:
+            parts.append(f"variant:{variant}")
+        return "|".join(parts)
+
+    def current(self, *, content: bool) -> bool:
+        """Look whether the model is what it was; where it is not, take it as it is by now and return False.
+
+        Raises UnsupportedModelError where it cannot be run as it is.
+        """
+        changes = self.watch.changes(content=content)
+        if changes:
+            self.renew(changes)
+        self._refuse_training()
+        before, self.attached = self.attached, attached(self.hf)
+        return not changes and self.attached == before
+
+    def renew(self, changes: Sequence[Change]) -> None:
+        """Take the model as it is by now. Raises UnsupportedModelError where its weights are not numbers."""
+        kinds = {change.kind for change in changes}
+        if "weights" in kinds:
+            refuse_weights(self.id, self.hf)
+        before, self.watch = self.watch, Watch(self.hf)
+        self.attached = attached(self.hf)
+        if "structure" in kinds:
+            self._as_loaded = self._as_loaded or _digest(before)
+            now = _digest(self.watch)
+            self._structure = None if now == self._as_loaded else now
+        if "weights" in kinds:
+            self._hash, self._fingerprint = partial(memory_hash, self.hf), None
+        self.made = {}
+        self.epoch += 1
+
+    def _refuse_training(self) -> None:
+        """Raise UnsupportedModelError where a module is in training mode: dropout would make every run different."""
+        if found := self.watch.training:
+            raise UnsupportedModelError(
+                f"{self.id} is in training mode ({len(found):,} modules, such as {found[-1]}), where dropout makes "
+                "every run different; call eval() on the model, and train() again afterwards."
+            )
+
+
+def _digest(watch: Watch) -> str:
+    """Return a digest of the structure that was seen: classes and plain attributes, by path."""
+    hasher = Hasher()
+    for path, kind, values in watch.describe():
+        hasher.add((path, kind, sorted(values)))
+        for name in sorted(values):
+            hasher.add(values[name])
+    return hasher.digest()
+
+
+def memory_hash(hf: PreTrainedModel) -> str:
+    """Return the fingerprint of weights that are in memory, wherever from: "sha256:…" over all tensors."""
+    state = {name.replace("_orig_mod.", ""): tensor for name, tensor in hf.state_dict().items()}
+    elsewhere = {name for name, tensor in state.items() if tensor.device.type == "meta"}
+    if elsewhere:
+        state |= {path: tensor for path, tensor in tensors(hf) if path in elsewhere}
+    return f"sha256:{hash_tensors(state)}"
+
+
+def hash_tensors(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 over names, dtypes, shapes and bytes, in the order of names."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
+        if tensor.device.type == "meta":
+            raise UnsupportedModelError(
+                f"weights of the model in memory are elsewhere ({name} is on the meta device), so it cannot be told "
+                "from others; load it without offloading to disk."
+            )
+        digest.update(tensor.detach().contiguous().cpu().view(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
