@@ -32,6 +32,7 @@ MASK_HELP = "A phrase of the {} that no later token can attend to."
 MAPPING_HELP = "What states go through: a file that patchscopes.mappings saved."
 CANDIDATES_HELP = "Answers to score instead of a text: a file of one a line, or a,b,c."
 ADAPTER_HELP = "A folder or hub id that peft has saved (LoRA and the like), to load into the model."
+VARIANT_HELP = "A name for hooks, forwards or modules of your own on the model; it becomes part of its cells' identity."
 MEMORY_HELP = "What it may take beside the weights, such as 8GiB.  [default: half of what is free]"
 
 
@@ -110,6 +111,7 @@ def model_options(command: Callable[..., Any]) -> Callable[..., Any]:
     help="BOS token before raw text.",
 )
 @click.option("--explain", is_flag=True, help="Say what it takes, and how long here, and run nothing.")
+@click.option("--variant", default=None, help=VARIANT_HELP)
 @click.option("--memory", default=None, metavar="SIZE", help=MEMORY_HELP)
 @output_options
 @click.option(

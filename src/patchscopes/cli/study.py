@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from patchscopes.cli.inspect import ADAPTER_HELP, load_named
+from patchscopes.cli.inspect import ADAPTER_HELP, VARIANT_HELP, load_named
 from patchscopes.cli.interrupts import EXIT_INTERRUPTED
 from patchscopes.cli.streams import is_closed
 
@@ -27,6 +27,7 @@ TARGET_HELP = (
     "--model", "model_name", default="smollm2-135m", show_default=True, help="A registry name, path or hub id."
 )
 @click.option("--adapter", default=None, help=ADAPTER_HELP)
+@click.option("--variant", default=None, help=VARIANT_HELP)
 @click.option("--target-model", default=None, help=TARGET_HELP)
 @click.option("--data", default=None, type=click.Path(), help="Your own data, in one of the forms of docs/data.md.")
 @click.option("--quick", is_flag=True, help="Fewer items and layers: minutes on two cores.")
@@ -41,6 +42,7 @@ def study_command(
     name: str,
     model_name: str,
     adapter: str | None,
+    variant: str | None,
     target_model: str | None,
     data: str | None,
     quick: bool,
@@ -71,7 +73,9 @@ def study_command(
     from patchscopes.settings import Settings
     from patchscopes.sizes import parse_bytes
 
-    model = load_named(model_name, {"adapter": adapter, **(how := {"dtype": dtype, "device": device})})
+    model = load_named(
+        model_name, {"adapter": adapter, "variant": variant, **(how := {"dtype": dtype, "device": device})}
+    )
     if target_model is None and hasattr(study, "usual_target"):
         target_model = str(study.usual_target(model, Settings.from_env()))
         _tell(f"no --target-model is given: states go from {model_name} to {target_model}")

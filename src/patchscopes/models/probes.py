@@ -46,6 +46,7 @@ class Probes:
         self._probes = [self._probe(path, tensors[path], words) for path, words in there.items()]
         self._looks = 0
         self._hashes: dict[str, str] | None = None
+        self._found: list[str] = []  # by their hash, and so not by their samples
 
     @property
     def hash_s(self) -> float:
@@ -54,6 +55,7 @@ class Probes:
 
     def changes(self) -> Iterator[str]:
         """Yield the tensors of which a sample differs from what it was; each call looks at another set of samples."""
+        yield from self._found
         self._looks += 1
         for probe in self._probes:
             places, before = probe.sets[self._looks % len(probe.sets)]
@@ -66,7 +68,8 @@ class Probes:
         hashes = {path: _hash(tensor) for path, tensor in self._tensors.items()}
         before = self._hashes if self._hashes is not None else hashes
         self._hashes = before
-        return [f"values of {path} changed" for path in hashes if hashes[path] != before[path]]
+        self._found = [f"values of {path} changed" for path in hashes if hashes[path] != before[path]]
+        return self._found
 
     def _probe(self, path: str, tensor: Tensor, words: Tensor) -> _Probe:
         whole = self.n_bytes <= SMALL_BYTES or words.numel() * words.element_size() <= WHOLE_BYTES or tensor.dim() < 2

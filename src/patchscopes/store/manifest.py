@@ -36,8 +36,9 @@ class Head:
 
     def decisive(self) -> dict[str, Any]:
         """What two runs must have in common to be one, as JSON gives it back."""
-        weights, _, config = self.identity.partition("|")
-        model = {"weights": weights, "config": config.removeprefix("config:"), "dtype": self.model.get("dtype")}
+        weights, *parts = self.identity.split("|")
+        # Behind config stands what a model as loaded does not have: structure, attached, variant.
+        model = {"weights": weights, **dict(part.split(":", 1) for part in parts), "dtype": self.model.get("dtype")}
         found: dict[str, Any] = json.loads(json.dumps({"model": model, **plain(self.sweep), "rows": self.n_requests}))
         return found
 

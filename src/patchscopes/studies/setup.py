@@ -44,6 +44,7 @@ class StudyOptions(TypedDict, total=False):
     watch: is given each session before it runs, and the rows that finish.
     tell: is told, in words, what is about to run and what it costs.
     target_model: the model that states are written into, in studies across models.
+    variant: a name for what is attached to the model, as `patchscopes.load` has it.
     """
 
     data: str | PathLike[str] | None
@@ -55,6 +56,7 @@ class StudyOptions(TypedDict, total=False):
     watch: Watch
     tell: Callable[[str], None]
     target_model: Model | None
+    variant: str | None
 
 
 def at_end(text: str, phrase: str) -> str:
@@ -139,7 +141,7 @@ class Setup:
         options = cast(StudyOptions, {name: plain(value) for name, value in options.items() if value is not None})
         data, out = options.get("data"), options.get("out")
         setup = cls(
-            model,
+            model.called(options.get("variant")),
             data=None if data is None else Path(data),
             quick=options.get("quick", False),
             out=None if out is None else run_folder(out),
@@ -177,6 +179,7 @@ class Setup:
         """The stage, resolved. Raises a SpecError where it cannot run."""
         folder = None if self.out is None else self.out / "runs" / stage.name
         transfer = stage.transfer or Transfer.of(self.model)
+        transfer.current(content=False)  # its content is looked at when it runs
         sweep = transfer.named(stage.sweep)
         with collector_paused():
             resolved = resolve(transfer, sweep)

@@ -1,0 +1,348 @@
+"""What a model is now: which changes are seen, what is attached, and the identities that follow."""
+
+import copy
+import subprocess
+import sys
+import warnings
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import changes
+import families
+import patchscopes as ps
+from patchscopes import errors, guard, proof
+from patchscopes.guard import Guard
+from patchscopes.mappings import Transfer
+from patchscopes.models import Model, attached, probes, wrap_in_memory
+from patchscopes.models.attached import Hasher
+from patchscopes.models.probes import Probes, words_of
+
+PROMPT = "cat -> cat; {} ->"
+
+
+def own(family: str = "llama") -> Model:
+    return wrap_in_memory(copy.deepcopy(families.build(family)), families.tiny_tokenizer())
+
+
+def look(model: Model, **options: Any) -> ps.Results:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ps.errors.PatchscopesWarning)
+        return ps.inspect(model, "the cat", prompt=PROMPT, source_layers=1, max_new_tokens=2, controls=(), **options)
+
+
+# ------------------------------------------------------------------------------------------------------------ structure
+
+
+@pytest.mark.parametrize("family", families.FAMILIES)
+def test_nothing_differs_before_and_after_a_run(family: str) -> None:
+    model = own(family)
+    assert model.current()
+    look(model)
+    assert model.changes() == []
+    assert (model.now_epoch, model.attached) == (0, ())
+
+
+@pytest.mark.parametrize("name", changes.EDITS)
+def test_each_edit_is_seen_and_named(name: str) -> None:
+    model = own()
+    changes.EDITS[name](model.hf)
+    assert model.changes()
+    assert not model.current()
+    assert model.current(), "it is taken as it is"
+
+
+def test_what_transformers_notes_for_itself_is_no_change() -> None:
+    model = own()
+    ids = torch.tensor([[17, 33, 60]])
+    model.hf(ids, output_hidden_states=True)
+    model.hf(ids, use_cache=True)
+    assert model.changes() == []
+    assert model.attached == ()
+
+
+def test_hooks_may_set_what_they_like_on_their_own_module() -> None:
+    """A counter and the last output, as recorders keep them: neither is a change during a run."""
+
+    def record(module: nn.Module, _: Any, output: Tensor) -> None:
+        module.seen = getattr(module, "seen", 0) + 1  # type: ignore[assignment]
+        module.last = output
+
+    model = own()
+    model.hf.get_submodule("model.layers.1.mlp").register_forward_hook(record)
+    look(model)
+    assert model.hf.get_submodule("model.layers.1.mlp").seen > 2
+    assert all(row.status == "ok" for row in look(model))
+
+
+def test_functions_and_classes_that_are_replaced_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    from transformers.models.llama import modeling_llama
+
+    model = own()
+    before = look(model)
+    rotated = modeling_llama.apply_rotary_pos_emb
+    monkeypatch.setattr(modeling_llama, "apply_rotary_pos_emb", lambda q, k, *rest: rotated(-q, 2 * k, *rest))
+    assert [change.text for change in model.changes()] == [
+        "transformers.models.llama.modeling_llama.apply_rotary_pos_emb was replaced"
+    ]
+    after = look(model)
+    assert after[0].token_ids == look(own())[0].token_ids != before[0].token_ids
+    monkeypatch.undo()
+    forward = modeling_llama.LlamaMLP.forward
+    monkeypatch.setattr(modeling_llama.LlamaMLP, "forward", lambda self, x: -forward(self, x))
+    assert look(model)[0].token_ids == look(own())[0].token_ids != before[0].token_ids
+
+
+def test_numbers_that_are_not_numbers_are_refused_each_time_until_they_are_mended() -> None:
+    model = own()
+    weight: Any = model.hf.get_submodule("model.layers.1.mlp.up_proj").weight
+    before = float(weight[0, 0])
+    weight.data[0, 0] = float("nan")
+    for _ in range(2):
+        with pytest.raises(errors.UnsupportedModelError, match=r"NaN or infinity.*up_proj"):
+            look(model)
+    weight.data[0, 0] = before
+    assert look(model)[0].status == "ok"
+
+
+# -------------------------------------------------------------------------------------------------------------- content
+
+
+@pytest.mark.parametrize("shape", [(300, 512), (512, 300), (4, 70, 96), (97, 331), (2000, 64), (64, 3000)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("turned", [False, True])
+def test_a_row_or_a_column_that_changes_is_seen_at_every_look(
+    shape: tuple[int, ...], dtype: torch.dtype, turned: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(probes, "SMALL_BYTES", 0)
+    made = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(dtype)
+    tensor = made.transpose(-1, -2).contiguous().transpose(-1, -2) if turned else made
+    seen = Probes({"w": tensor})
+    for _ in range(2 * probes.SETS):
+        assert list(seen.changes()) == []
+    rows, columns = shape[-2:]
+    for place in ((..., rows // 3, slice(None)), (..., slice(None), columns // 2), (..., rows - 1, slice(None))):
+        kept = tensor[place].clone()
+        tensor[place] += 1
+        for _ in range(probes.SETS):
+            assert list(seen.changes())
+        tensor[place] = kept
+        assert list(seen.changes()) == []
+    tensor[..., 7, 9] += 1
+    assert seen.hash_changes() == [], "the first hash is what later ones are compared with"
+    tensor[..., 5, 9] += 1
+    assert seen.hash_changes() == ["values of w changed"]
+
+
+def test_small_models_are_kept_whole() -> None:
+    model = own()
+    model.hf.get_submodule("model.layers.2.mlp.down_proj").weight.data[3, 5] += 1e-6  # type: ignore[index,operator,union-attr]
+    assert [change.text for change in model.changes()] == [
+        "values of model.layers.2.mlp.down_proj.weight changed without a trace in Python (as through .data)"
+    ]
+
+
+def test_tensors_without_words_have_none() -> None:
+    assert words_of(torch.empty(3, device="meta")) is None
+    assert words_of(torch.empty(0)) is None
+    with torch.inference_mode():
+        inference = torch.ones(3, 5)
+    assert words_of(inference) is not None
+    assert Probes({"a": torch.empty(2, device="meta")}).n_bytes == 0
+
+
+# -------------------------------------------------------------------------------------------------------------- a guard
+
+
+def test_numbers_are_compared_once_a_minute(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = own()
+    watching = Guard(Transfer.of(model), 10)
+    watching.hold([], 1, kept=False)
+    monkeypatch.setattr(guard, "NUMBERS_EVERY_S", 0.0)
+    monkeypatch.setattr(proof, "largest_error", lambda _: 1.0)
+    with pytest.raises(errors.ModelChangedError, match=r"differ by 1 nats, and 0\.0001 are allowed"):
+        watching.hold([], 2, kept=False)
+
+
+def test_what_stands_in_is_given_up_where_it_is_what_differs(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = own()
+    errors_seen = iter([1.0, 0.0])
+    monkeypatch.setattr(proof, "largest_error", lambda _: next(errors_seen))
+    proof.prove(model)
+    from patchscopes.compute import compute_of
+
+    assert compute_of(model).forwards == {}
+
+
+def test_all_of_the_content_is_hashed_where_a_run_is_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(probes, "SMALL_BYTES", 0)
+    monkeypatch.setattr(probes, "WHOLE_BYTES", 0)
+    monkeypatch.setattr(probes, "HASH_BYTES_PER_S", 1e15)
+    model = own()
+    watching = Guard(Transfer.of(model), 2)
+    watching.hold([], 1, kept=False)
+    weight: Any = model.hf.get_submodule("model.layers.1.mlp.up_proj").weight
+    unseen = next(
+        (row, column)
+        for row in range(weight.shape[0])
+        for column in range(weight.shape[1])
+        if not _sampled(model, weight, row * weight.shape[1] + column)
+    )
+    weight.data[unseen] += 1
+    assert model.changes() == [], "it lies between the samples"
+    with pytest.raises(errors.ModelChangedError, match=r"values of model\.layers\.1\.mlp\.up_proj\.weight changed"):
+        watching.hold([], 2, kept=False)
+    assert not model.current(), "and the next call takes it as it is"
+    assert model.current()
+
+
+def _sampled(model: Model, weight: Tensor, flat: int) -> bool:
+    (probe,) = (probe for probe in model.watch.probes._probes if probe.tensor is weight)
+    return any(flat // 2 in places.tolist() for places, _ in probe.sets)
+
+
+def test_refresh_takes_what_no_look_sees(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(probes, "SMALL_BYTES", 0)
+    monkeypatch.setattr(probes, "WHOLE_BYTES", 0)
+    monkeypatch.setattr(probes, "HASH_BYTES_PER_S", 1.0)
+    model = own()
+    before = look(model)[0].cell
+    weight: Any = model.hf.get_submodule("model.layers.1.mlp.up_proj").weight
+    flat = next(k for k in range(weight.numel()) if not _sampled(model, weight, k))
+    weight.data.view(-1)[flat] += 1
+    assert look(model)[0].cell == before
+    model.refresh()
+    assert look(model)[0].cell != before
+
+
+# ----------------------------------------------------------------------------------------------------------- identities
+
+
+def steer(by: Any, _: nn.Module, __: Any, output: Tensor) -> Tensor:
+    return output + by
+
+
+def hooked(hook: Any) -> Model:
+    model = own()
+    model.hf.get_submodule("model.layers.1").register_forward_hook(hook)
+    model.current()
+    return model
+
+
+def test_identities_follow_what_a_hook_closes_over() -> None:
+    plain = own().identity
+    one, other = hooked(partial(steer, 1.0)).identity, hooked(partial(steer, 2.0)).identity
+    assert len({plain, one, other}) == 3
+    assert one == hooked(partial(steer, 1.0)).identity
+    vector = torch.zeros(32)
+    model = hooked(lambda _, __, output: output + vector)
+    before = model.identity
+    vector[3] = 1.0
+    assert not model.current()
+    assert model.identity != before
+    assert one.startswith(plain)
+
+
+SCRIPT = """
+import sys; sys.path[:0] = ["tests"]
+import torch, families, copy
+from patchscopes.models import wrap_in_memory
+hf = copy.deepcopy(families.build("llama"))
+vector = torch.arange(32.0)
+hf.model.layers[1].register_forward_hook(lambda module, args, output: output + vector)
+model = wrap_in_memory(hf, families.tiny_tokenizer())
+print(model.identity, model.unhashed)
+"""
+
+
+def test_what_can_be_hashed_has_the_same_identity_in_another_process() -> None:
+    runs = [
+        subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, check=True).stdout
+        for _ in range(2)
+    ]
+    assert runs[0] == runs[1]
+    assert "|attached:" in runs[0]
+    assert runs[0].endswith("()\n")
+
+
+def test_what_cannot_be_hashed_is_refused_by_a_run_directory_unless_it_is_named(tmp_path: Path) -> None:
+    numbers = iter(range(10**9))
+    model = hooked(lambda _, __, output: output + 0 * next(numbers))
+    assert not model.attached[0].hashed
+    with pytest.raises(errors.OptionError, match=r"hook .* on model\.layers\.1.*cannot be hashed.*variant="):
+        look(model, run=tmp_path / "run")
+    first = look(model, run=tmp_path / "run", variant="counting")
+    assert first[0].cell == look(model, run=tmp_path / "run", variant="counting")[0].cell
+    with pytest.raises(errors.RunChangedError, match="variant"):
+        look(model, run=tmp_path / "run", variant="another")
+    assert look(own(), variant="counting")[0].cell != look(own())[0].cell
+    with pytest.raises(errors.OptionError, match=r"variant is 'a\|b'"):
+        look(model, variant="a|b")
+
+
+def test_a_changed_structure_is_in_the_identity_and_gone_when_it_is_put_back() -> None:
+    model = own()
+    before = model.identity
+    norm: Any = model.hf.get_submodule("model.layers.1.input_layernorm")
+    epsilon, norm.variance_epsilon = norm.variance_epsilon, 0.5
+    model.current()
+    assert "|structure:" in model.identity
+    norm.variance_epsilon = epsilon
+    model.current()
+    assert model.identity == before
+
+
+def test_a_run_directory_refuses_another_model_and_says_what_differs(tmp_path: Path) -> None:
+    model = own()
+    look(model, run=tmp_path / "run")
+    handle = model.hf.get_submodule("model.layers.1").register_forward_hook(partial(steer, 1.0))
+    with pytest.raises(errors.RunChangedError, match=r"model\.attached: nothing there"):
+        look(model, run=tmp_path / "run")
+    handle.remove()
+    look(model, run=tmp_path / "run")
+    model.hf.get_submodule("lm_head").weight.data.neg_()  # type: ignore[operator,union-attr]
+    with pytest.raises(errors.RunChangedError, match=r"model\.weights: "):
+        look(model, run=tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("value", "hashed"),
+    [
+        (1.5, True),
+        ([1, "a", None, {"b": (2, 3)}], True),
+        (torch.arange(3), True),
+        (nn.Linear(2, 2), True),
+        (partial(steer, 2), True),
+        (iter([1]), False),
+        (object(), False),
+        (torch.empty(2, device="meta"), False),
+    ],
+)
+def test_numbers_texts_tensors_and_what_holds_them_are_hashed(value: Any, hashed: bool) -> None:
+    hasher = Hasher()
+    hasher.add(value)
+    assert hasher.complete == hashed
+
+
+def test_things_that_hold_each_other_are_hashed_once() -> None:
+    loop: list[Any] = [1]
+    loop.append(loop)
+    hasher = Hasher()
+    hasher.add(loop)
+    assert hasher.complete
+
+
+def test_masks_of_pruning_are_attached_and_hooks_of_torch_and_accelerate_are_not() -> None:
+    import accelerate
+
+    model = own()
+    changes.pruned(model.hf)
+    assert [one.what for one in attached.attached(model.hf)] == ["hook"]
+    hf = copy.deepcopy(families.build("llama"))
+    accelerate.cpu_offload(hf, execution_device=torch.device("cpu"))
+    assert attached.attached(hf) == ()
+    assert wrap_in_memory(hf, families.tiny_tokenizer()).identity == own().identity
