@@ -236,7 +236,7 @@ def prepare(
     """As `inspect`, but resolves and checks all of the request and runs nothing.
 
     The Inspection's `.results()` runs it, `.rows()` yields rows as they finish, `.plan` says what it takes. With `run`,
-    what remains is found, and its plan made, when it is run.
+    what remains is found when it is run.
     """
     transfer = _transfer(model, target_model, mapping, variant)
     answers = tuple(candidate.strip() for candidate in texts(candidates, "candidates"))

@@ -25,13 +25,13 @@ class Guard:
     Raises ModelChangedError at once where their numbers are not their own.
     """
 
-    def __init__(self, transfer: Transfer, n_rows: int) -> None:
+    def __init__(self, transfer: Transfer) -> None:
         self._models = transfer.models
-        self._n_rows = n_rows
         for model in self._models:
             prove(model)
         self._epochs = [model.now_epoch for model in self._models]
-        self._began = self._looked = self._compared = self._hashed = time.monotonic()
+        self._looked = self._compared = self._hashed = time.monotonic()
+        self._has_hashed = False
         self._hash_s = sum(model.watch.probes.hash_s for model in self._models)
 
     @property
@@ -40,22 +40,22 @@ class Guard:
         look_s = sum(model.watch.look_s for model in self._models)
         return time.monotonic() - self._looked >= max(look_s / SHARE, MIN_INTERVAL_S)
 
-    def hold(self, given: Sequence[int], n_done: int, *, kept: bool) -> None:
+    def hold(self, given: Sequence[int], *, kept: bool) -> None:
         """Look at the models. Raises ModelChangedError where one has changed since the run began.
 
         `given` are the rows since the last look that held, which the message names; `kept` says whether a run directory
-        would have kept them. `n_done` of the rows are done.
+        would have kept them.
         """
-        changed = self._changes(n_done)
+        changed = self._changes()
         self._looked = time.monotonic()
         if changed:
             raise ModelChangedError(_told(changed, given, kept=kept))
 
     def holds(self) -> bool:
         """Whether the models are what they were, as far as structure and samples tell."""
-        return not self._changes(0, all_of_it=False)
+        return not self._changes(all_of_it=False)
 
-    def _changes(self, n_done: int, *, all_of_it: bool = True) -> list[str]:
+    def _changes(self, *, all_of_it: bool = True) -> list[str]:
         found: list[str] = []
         for model, epoch in zip(self._models, self._epochs, strict=True):
             if model.now_epoch != epoch:
@@ -64,9 +64,9 @@ class Guard:
         now = time.monotonic()
         if found or not all_of_it:
             return found
-        elapsed = now - self._began
-        expected_s = elapsed * self._n_rows / max(n_done, 1)
-        if expected_s * SHARE >= self._hash_s and now - self._hashed >= min(self._hash_s / SHARE, elapsed):
+        # At half of the time first: with what is hashed then, later hashes are compared.
+        if (now - self._hashed) * SHARE >= self._hash_s * (1.0 if self._has_hashed else 0.5):
+            self._has_hashed = True
             found += [change.text for model in self._models for change in model.watch.hashed_changes()]
             self._hashed = time.monotonic()
         if now - self._compared >= NUMBERS_EVERY_S:

@@ -296,28 +296,27 @@ class Session:
         A row is kept once the model was seen to be what it was when the run began. Raises ModelChangedError where it is
         not; the rows given since it last was are not kept.
         """
-        guard = Guard(self.inspection.transfer, sum(map(len, self.work.askers)))
+        guard = Guard(self.inspection.transfer)
         given: list[tuple[int, Row]] = []
-        n_done, ended = 0, False
+        ended = False
         try:
             for index, row in self.inspection.run(self.work):
                 given.append((index, row))
-                n_done += 1
                 if guard.due:
-                    self._hold(guard, given, n_done)
+                    self._hold(guard, given)
                 yield index, row
-            self._hold(guard, given, n_done)
+            self._hold(guard, given)
             ended = True
         finally:
             # Interrupted or left alone: what was given is kept where the model is still what it was.
             if not ended and given and guard.holds():
                 self._keep(given)
 
-    def _hold(self, guard: Guard, given: list[tuple[int, Row]], n_done: int) -> None:
+    def _hold(self, guard: Guard, given: list[tuple[int, Row]]) -> None:
         """Look at the model, and keep what was given since the last look; it is then no longer in `given`."""
         indices = [index for index, _ in given]
         try:
-            guard.hold(indices, n_done, kept=self.writer is not None)
+            guard.hold(indices, kept=self.writer is not None)
         except ModelChangedError:
             given.clear()
             raise

@@ -160,12 +160,12 @@ def test_tensors_without_words_have_none() -> None:
 
 def test_numbers_are_compared_once_a_minute(monkeypatch: pytest.MonkeyPatch) -> None:
     model = own()
-    watching = Guard(Transfer.of(model), 10)
-    watching.hold([], 1, kept=False)
+    watching = Guard(Transfer.of(model))
+    watching.hold([], kept=False)
     monkeypatch.setattr(guard, "NUMBERS_EVERY_S", 0.0)
     monkeypatch.setattr(proof, "largest_error", lambda _: 1.0)
     with pytest.raises(errors.ModelChangedError, match=r"differ by 1 nats, and 0\.0001 are allowed"):
-        watching.hold([], 2, kept=False)
+        watching.hold([], kept=False)
 
 
 def test_what_stands_in_is_given_up_where_it_is_what_differs(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -183,8 +183,8 @@ def test_all_of_the_content_is_hashed_where_a_run_is_long(monkeypatch: pytest.Mo
     monkeypatch.setattr(probes, "WHOLE_BYTES", 0)
     monkeypatch.setattr(probes, "HASH_BYTES_PER_S", 1e15)
     model = own()
-    watching = Guard(Transfer.of(model), 2)
-    watching.hold([], 1, kept=False)
+    watching = Guard(Transfer.of(model))
+    watching.hold([], kept=False)
     weight: Any = model.hf.get_submodule("model.layers.1.mlp.up_proj").weight
     unseen = next(
         (row, column)
@@ -195,14 +195,16 @@ def test_all_of_the_content_is_hashed_where_a_run_is_long(monkeypatch: pytest.Mo
     weight.data[unseen] += 1
     assert model.changes() == [], "it lies between the samples"
     with pytest.raises(errors.ModelChangedError, match=r"values of model\.layers\.1\.mlp\.up_proj\.weight changed"):
-        watching.hold([], 2, kept=False)
+        watching.hold([], kept=False)
     assert not model.current(), "and the next call takes it as it is"
     assert model.current()
 
 
 def _sampled(model: Model, weight: Tensor, flat: int) -> bool:
-    (probe,) = (probe for probe in model.watch.probes._probes if probe.tensor is weight)
-    return any(flat // 2 in places.tolist() for places, _ in probe.sets)
+    samples = [one for sets in model.watch.probes._sets for set_ in sets for one in set_._samples]
+    here = [one for one in samples if one.words.data_ptr() == weight.data_ptr()]
+    assert here
+    return any(flat // 2 in one.places.tolist() for one in here)
 
 
 def test_refresh_takes_what_no_look_sees(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -360,6 +360,25 @@ int32_t ps_attend(const Attention *attention) {
     return 0;
 }
 
+// The first of n samples whose words are no longer what they were, or n. Sample i has counts[i] words: those at places[i]
+// of words[i] are compared with before[i]. Each word is a miss of the cache, so those to come are fetched ahead.
+int64_t ps_differing(const int64_t *const *words, const int64_t *const *places, const int64_t *const *before,
+                     const int64_t *counts, int64_t n) {
+    const int64_t AHEAD = 24;
+    int64_t found = n;
+#pragma omp parallel for schedule(dynamic, 4) reduction(min : found)
+    for (int64_t i = 0; i < n; i++) {
+        const int64_t *word = words[i], *place = places[i], *was = before[i], count = counts[i];
+        int64_t differ = 0;
+        for (int64_t j = 0; j < count; j++) {
+            if (j + AHEAD < count) __builtin_prefetch(word + place[j + AHEAD]);
+            differ |= word[place[j]] ^ was[j];
+        }
+        if (differ && i < found) found = i;
+    }
+    return found;
+}
+
 // Per row of (row, n): the k largest values so far and their indices from `first` on, in falling order; of equal values
 // the first stays. `value` and `index` (row, k) hold what earlier chunks gave. A NaN makes the row's values NaN.
 void ps_top_k(const float *x, int64_t rows, int64_t n, int64_t stride, int64_t k, int64_t first, float *value,

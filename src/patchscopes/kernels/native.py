@@ -30,6 +30,7 @@ _SIGNATURES = {
     "ps_rotary": (_POINTER, _POINTER, _POINTER, _POINTER, _INT, _INT, _INT, _INT, _INT),
     "ps_attend": (_POINTER,),
     "ps_top_k": (_POINTER, _INT, _INT, _INT, _INT, _INT, _POINTER, _POINTER),
+    "ps_differing": (_POINTER, _POINTER, _POINTER, _POINTER, _INT),
     "ps_softmax_sums": (_POINTER, _INT, _INT, _INT, _POINTER),
 }
 
@@ -92,6 +93,7 @@ def _load(folder: Path, options: tuple[str, ...]) -> ctypes.CDLL:
         function = getattr(library, name)
         function.argtypes, function.restype = arguments, None
     library.ps_attend.restype = ctypes.c_int32  # not 0: refused
+    library.ps_differing.restype = ctypes.c_int64
     return library
 
 

@@ -11,11 +11,12 @@ import hashlib
 import math
 import random
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
+
+from patchscopes.kernels.samples import Sample, Samples
 
 SETS = 4
 WHOLE_BYTES = 1 << 14
@@ -23,15 +24,6 @@ WHOLE_BYTES = 1 << 14
 SMALL_BYTES = 1 << 21
 HASH_BYTES_PER_S = 1e9
 WORDS = {8: torch.int64, 4: torch.int32, 2: torch.int16, 1: torch.uint8}
-
-
-@dataclass(frozen=True, slots=True)
-class _Probe:
-    """Sets of samples of one tensor: the places of words, and the words that stood there."""
-
-    path: str
-    tensor: Tensor
-    sets: tuple[tuple[Int[Tensor, " sample"], Int[Tensor, " sample"]], ...]
 
 
 class Probes:
@@ -42,8 +34,18 @@ class Probes:
         self.n_bytes = sum(words.numel() * words.element_size() for words in there.values())
         self._tensors = {path: tensors[path] for path in there}
         self._places: dict[tuple[int, int, int, torch.device], tuple[Tensor, ...]] = {}
+        self._whole: dict[tuple[int, torch.device], Tensor] = {}
         self._random = random.Random(0)
-        self._probes = [self._probe(path, tensors[path], words) for path, words in there.items()]
+        # Read by the kernel all together, and the others (other devices, words of other sizes) one by one.
+        self._paths: tuple[list[str], list[str]] = ([], [])
+        sets: tuple[list[list[Sample]], list[list[Sample]]] = ([[] for _ in range(SETS)], [[] for _ in range(SETS)])
+        for path, words in there.items():
+            several = self._samples(tensors[path], words)
+            kind = 0 if several[0].takes_kernel else 1
+            self._paths[kind].append(path)
+            for k, into in enumerate(sets[kind]):
+                into.append(several[k % len(several)])
+        self._sets = tuple([Samples(one) for one in of_kind] for of_kind in sets)
         self._looks = 0
         self._hashes: dict[str, str] | None = None
         self._found: list[str] = []  # by their hash, and so not by their samples
@@ -54,14 +56,15 @@ class Probes:
         return self.n_bytes / HASH_BYTES_PER_S
 
     def changes(self) -> Iterator[str]:
-        """Yield the tensors of which a sample differs from what it was; each call looks at another set of samples."""
+        """Yield a tensor of which a sample differs from what it was; each call looks at another set of samples.
+
+        Only for tensors of which pointer, shape and strides are what they were.
+        """
         yield from self._found
         self._looks += 1
-        for probe in self._probes:
-            places, before = probe.sets[self._looks % len(probe.sets)]
-            words = words_of(probe.tensor)
-            if words is None or not torch.equal(words.index_select(0, places), before):
-                yield f"values of {probe.path} changed without a trace in Python (as through .data)"
+        for paths, sets in zip(self._paths, self._sets, strict=True):
+            if (index := sets[self._looks % SETS].first_differing()) is not None:
+                yield f"values of {paths[index]} changed without a trace in Python (as through .data)"
 
     def hash_changes(self) -> list[str]:
         """Return the tensors that differ anywhere from what they were when this was called first."""
@@ -71,15 +74,19 @@ class Probes:
         self._found = [f"values of {path} changed" for path in hashes if hashes[path] != before[path]]
         return self._found
 
-    def _probe(self, path: str, tensor: Tensor, words: Tensor) -> _Probe:
-        whole = self.n_bytes <= SMALL_BYTES or words.numel() * words.element_size() <= WHOLE_BYTES or tensor.dim() < 2
-        if whole:
-            places: tuple[Tensor, ...] = (torch.arange(words.numel(), dtype=torch.int64, device=words.device),)
+    def _samples(self, tensor: Tensor, words: Tensor) -> list[Sample]:
+        """Return one sample for each set, or one for all where the tensor is kept whole."""
+        n_bytes = words.numel() * words.element_size()
+        if self.n_bytes <= SMALL_BYTES or n_bytes <= WHOLE_BYTES or tensor.dim() < 2:
+            key = (words.numel(), words.device)
+            if key not in self._whole:
+                self._whole[key] = torch.arange(words.numel(), dtype=torch.int64, device=words.device)
+            places: tuple[Tensor, ...] = (self._whole[key],)
         else:
             rows, columns = tensor.shape[-2:] if tensor.is_contiguous() else tensor.shape[-2:][::-1]
             matrices = tensor.numel() // (rows * columns)
             places = self._wandering(matrices, rows, words.numel() // (matrices * rows), words.device)
-        return _Probe(path, tensor, tuple((at, words.index_select(0, at)) for at in places))
+        return [Sample(words, at, words.index_select(0, at)) for at in places]
 
     def _wandering(self, matrices: int, rows: int, words: int, device: torch.device) -> tuple[Tensor, ...]:
         """Sets of places, one word of each row (more of short matrices), such that all words of a row are met."""

@@ -173,7 +173,7 @@ class Watch:
         """
         start = time.perf_counter()
         found = [*self._structure(attributes=attributes), *self._tensors()]
-        if content:
+        if content and not any(change.kind == "weights" for change in found):  # else pointers may be of other memory
             found += [Change("weights", text) for text in self.probes.changes()]
         self.look_s = time.perf_counter() - start
         return found
