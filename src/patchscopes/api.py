@@ -235,8 +235,7 @@ def prepare(
 ) -> Inspection:
     """As `inspect`, but resolves and checks all of the request and runs nothing.
 
-    The Inspection's `.results()` runs it, `.rows()` yields rows as they finish, `.plan` says what it takes. With `run`,
-    what remains is found when it is run.
+    The Inspection's `.results()` runs it, `.rows()` yields rows as they finish, `.plan` says what it takes.
     """
     transfer = _transfer(model, target_model, mapping, variant)
     answers = tuple(candidate.strip() for candidate in texts(candidates, "candidates"))

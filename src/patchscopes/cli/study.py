@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -68,20 +69,17 @@ def study_command(
     from patchscopes.studies import find_study
 
     study = find_study(name)
-    from pathlib import Path
-
     from patchscopes.settings import Settings
     from patchscopes.sizes import parse_bytes
 
-    model = load_named(
-        model_name, {"adapter": adapter, "variant": variant, **(how := {"dtype": dtype, "device": device})}
-    )
+    how = {"dtype": dtype, "device": device}
+    model = load_named(model_name, {"adapter": adapter, "variant": variant, **how})
     if target_model is None and hasattr(study, "usual_target"):
         target_model = str(study.usual_target(model, Settings.from_env()))
         _tell(f"no --target-model is given: states go from {model_name} to {target_model}")
-    models = (Path(given).name for given in (model_name, adapter, target_model) if given)
+    models = [Path(given).name for given in (model_name, adapter, variant, target_model) if given]
     parts = [name, *models, "" if data is None else Path(data).stem, "quick" if quick else ""]
-    folder = Path(out) if out is not None else Path("patchscopes-studies") / "-".join(filter(None, parts))
+    folder = Path(out or Path("patchscopes-studies") / "-".join(filter(None, parts)))
     target = None if target_model is None else load_named(target_model, how)
     try:
         report = study.run(
