@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Int
 from torch import Tensor
 
 from patchscopes.kernels.native import native
@@ -13,11 +12,11 @@ from patchscopes.kernels.native import native
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """Places of a tensor's words, and the words that stood there."""
+    """Places of a tensor's words, and the words that stood there; one axis each. Raises ValueError for other shapes."""
 
-    words: Int[Tensor, " word"]
-    places: Int[Tensor, " sample"]
-    before: Int[Tensor, " sample"]
+    words: Tensor
+    places: Tensor
+    before: Tensor
 
     def __post_init__(self) -> None:
         shapes = self.words.dim() == self.places.dim() == 1 and self.places.shape == self.before.shape

@@ -23,7 +23,7 @@ WHOLE_BYTES = 1 << 14
 # A model is kept whole up to here.
 SMALL_BYTES = 1 << 21
 HASH_BYTES_PER_S = 1e9
-WORDS = {8: torch.int64, 4: torch.int32, 2: torch.int16, 1: torch.uint8}
+WORDS = {8: torch.int64, 4: torch.int32, 2: torch.int16, 1: torch.int8}
 
 
 class Probes:
