@@ -3,6 +3,8 @@
 import asyncio
 import copy
 import os
+import subprocess
+import sys
 import threading
 import time
 import warnings
@@ -248,6 +250,24 @@ def test_a_forked_child_runs_the_model_beside_its_parent() -> None:
                 finally:
                     os._exit(0 if same else 1)
             assert os.waitpid(child, 0)[1] == 0
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the platform has no fork")
+def test_a_forked_child_computes_in_one_thread_where_more_would_wait_for_ever() -> None:
+    script = """
+import os, sys, warnings; sys.path[:0] = ["tests"]; warnings.simplefilter("ignore")
+import copy, torch, families, patchscopes as ps
+torch.set_num_threads(2)
+model = ps.load(copy.deepcopy(families.build("llama")), tokenizer=families.tiny_tokenizer())
+look = lambda: [row.token_ids for row in ps.inspect(model, "the cat", prompt="x {} ->", max_new_tokens=3)]
+torch.randn(600, 600) @ torch.randn(600, 600)
+alone = look()
+child = os.fork()
+if child == 0:
+    os._exit(0 if look() == alone else 1)
+sys.exit(os.waitpid(child, 0)[1])
+"""
+    assert subprocess.run([sys.executable, "-c", script], timeout=120, check=False).returncode == 0
 
 
 # ------------------------------------------------------------------------------------------------- the caller's context

@@ -109,6 +109,17 @@ def test_numbers_that_are_not_numbers_are_refused_each_time_until_they_are_mende
     assert look(model)[0].status == "ok"
 
 
+def test_blocks_that_the_cache_would_confuse_are_refused_after_a_change_too() -> None:
+    model = own()
+    layers: Any = model.hf.get_submodule("model.layers")
+    third, layers[2] = layers[2], layers[1]
+    for _ in range(2):
+        with pytest.raises(errors.UnsupportedModelError, match="one block at two places"):
+            look(model)
+    layers[2] = third
+    assert look(model)[0].status == "ok"
+
+
 # -------------------------------------------------------------------------------------------------------------- content
 
 
@@ -328,6 +339,13 @@ def test_numbers_texts_tensors_and_what_holds_them_are_hashed(value: Any, hashed
     hasher = Hasher()
     hasher.add(value)
     assert hasher.complete == hashed
+
+
+def test_what_a_recorder_has_gathered_is_not_hashed_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attached, "MAX_BYTES", 100)
+    hasher = Hasher()
+    hasher.add([torch.zeros(20), torch.zeros(20)])
+    assert not hasher.complete
 
 
 def test_things_that_hold_each_other_are_hashed_once() -> None:

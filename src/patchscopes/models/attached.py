@@ -33,6 +33,8 @@ BUILT_IN = frozenset(
     | {"auto_gptq", "optimum", "hqq", "torchao", "compressed_tensors", "quanto", "aqlm", "eetq", "kernels"}
 )
 MAX_DEPTH = 8
+# More than a steering vector or a dictionary of features: what a recorder has gathered is not hashed at every call.
+MAX_BYTES = 1 << 28
 THIS_PROCESS = uuid.uuid4().hex
 
 What = Literal["hook", "forward", "module"]
@@ -134,6 +136,7 @@ class Hasher:
         self._digest = hashlib.sha256()
         self._known = known
         self._open: set[int] = set()
+        self._left = MAX_BYTES
         self.complete = True
 
     def digest(self) -> str:
@@ -227,6 +230,8 @@ class Hasher:
     def _tensor(self, value: Tensor) -> None:
         self._say("tensor", value.dtype, tuple(value.shape))
         if value.device.type == "meta":
+            self._unknown(value)
+        elif (self._left := self._left - value.numel() * value.element_size()) < 0:
             self._unknown(value)
         elif value.numel():
             flat = value.detach().contiguous().cpu().reshape(-1)

@@ -1,11 +1,22 @@
 """What the caller has switched on around a call, and what passes run under all the same."""
 
+import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
 import torch
 
 DEVICES = ("cpu", "cuda", "mps", "xpu")
+
+
+def _one_thread() -> None:
+    """Have a forked child compute in one thread: the others stayed in its parent, and OpenMP would wait for them."""
+    if torch.get_num_threads() > 1:
+        torch.set_num_threads(1)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_one_thread)
 
 
 @contextmanager

@@ -35,6 +35,15 @@ def refuse_unsound(name: str, hf: PreTrainedModel, architecture: Architecture) -
     refuse_weights(name, hf)
 
 
+def fault_of(name: str, hf: PreTrainedModel, architecture: Architecture) -> str | None:
+    """Return why a model that has changed cannot be run as it is, None where it can."""
+    try:
+        refuse_unsound(name, hf, architecture)
+    except UnsupportedModelError as error:
+        return str(error)
+    return None
+
+
 def refuse_weights(name: str, hf: PreTrainedModel) -> None:
     """Raise UnsupportedModelError where weights are elsewhere, empty, or not finite numbers; a pass over the weights.
 

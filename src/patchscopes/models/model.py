@@ -21,6 +21,7 @@ from patchscopes.errors import ContextLengthError, OptionError
 from patchscopes.models.architectures import Architecture, rope_switch
 from patchscopes.models.attached import Attached
 from patchscopes.models.calm import calm
+from patchscopes.models.checks import fault_of
 from patchscopes.models.now import Now
 from patchscopes.models.tree import Replacements, Tree, Trees
 from patchscopes.models.watch import Change, Watch, brought_to
@@ -68,6 +69,7 @@ class Model:
         self.variant: str | None = None
         self._now = Now(hf, id, fingerprint)
         self._here = _Here()
+        self._fault: str | None = None  # of a change: loading has refused what it was loaded with
         self._measure()
         self._takes = frozenset(pyinspect.signature(hf.forward).parameters)
 
@@ -167,6 +169,9 @@ class Model:
         same = self._now.current(content=content)
         if self.epoch != self._now.epoch:
             self._measure()
+            self._fault = fault_of(self.id, self.hf, self.architecture)
+        if self._fault is not None:
+            raise UnsupportedModelError(self._fault)
         return same
 
     def refresh(self) -> None:
@@ -177,6 +182,7 @@ class Model:
         """
         self._now.renew([Change("weights", "refresh() was called"), Change("structure", "refresh() was called")])
         self._measure()
+        self._fault = fault_of(self.id, self.hf, self.architecture)
 
     def changes(self) -> list[Change]:
         """Return what differs from what the model was when it was last looked at; nothing where nothing does."""

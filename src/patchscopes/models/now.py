@@ -17,7 +17,6 @@ from transformers import PreTrainedModel
 
 from patchscopes.errors import UnsupportedModelError
 from patchscopes.models.attached import Attached, Hasher, attached
-from patchscopes.models.checks import refuse_weights
 from patchscopes.models.watch import Change, Watch, tensors
 
 # Of a config: where it was read, and by what, and what cells record themselves.
@@ -82,10 +81,8 @@ class Now:
         return not changes and self.attached == before
 
     def renew(self, changes: Sequence[Change]) -> None:
-        """Take the model as it is by now. Raises UnsupportedModelError where its weights are not numbers."""
+        """Take the model as it is by now."""
         kinds = {change.kind for change in changes}
-        if "weights" in kinds:
-            refuse_weights(self.id, self.hf)
         before, self.watch = self.watch, Watch(self.hf)
         self.attached = attached(self.hf)
         if "structure" in kinds:
