@@ -229,9 +229,8 @@ class Hasher:
 
     def _tensor(self, value: Tensor) -> None:
         self._say("tensor", value.dtype, tuple(value.shape))
-        if value.device.type == "meta":
-            self._unknown(value)
-        elif (self._left := self._left - value.numel() * value.element_size()) < 0:
+        self._left -= value.numel() * value.element_size()
+        if value.device.type == "meta" or self._left < 0:
             self._unknown(value)
         elif value.numel():
             flat = value.detach().contiguous().cpu().reshape(-1)

@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from patchscopes.errors import ContextLengthError, OptionError
+from patchscopes.errors import ContextLengthError, OptionError, UnsupportedModelError
 from patchscopes.models.architectures import Architecture, rope_switch
 from patchscopes.models.attached import Attached
 from patchscopes.models.calm import calm
