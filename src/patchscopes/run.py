@@ -5,6 +5,7 @@ slow, interrupted or refused by memory, and either way every request ends as exa
 """
 
 import gc
+from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -297,7 +298,7 @@ class Session:
         not; the rows given since it last was are not kept.
         """
         guard = Guard(self.inspection.transfer)
-        given: list[tuple[int, Row]] = []
+        given: deque[tuple[int, Row]] = deque()
         ended = False
         try:
             for index, row in self.inspection.run(self.work):
@@ -312,7 +313,7 @@ class Session:
             if not ended and given and guard.holds():
                 self._keep(given)
 
-    def _hold(self, guard: Guard, given: list[tuple[int, Row]]) -> None:
+    def _hold(self, guard: Guard, given: deque[tuple[int, Row]]) -> None:
         """Look at the model, and keep what was given since the last look; it is then no longer in `given`."""
         indices = [index for index, _ in given]
         try:
@@ -321,11 +322,11 @@ class Session:
             given.clear()
             raise
         self._keep(given)
-        given.clear()
 
-    def _keep(self, rows: Sequence[tuple[int, Row]]) -> None:
-        if self.writer is not None:
-            for index, row in rows:
+    def _keep(self, given: deque[tuple[int, Row]]) -> None:
+        while given:
+            index, row = given.popleft()  # first: a row that an interruption loses here is done anew, and none is twice
+            if self.writer is not None:
                 self.writer.append(index, row)
 
 

@@ -248,7 +248,10 @@ class Model:
             self._here.tree = before
 
     def describe(self) -> dict[str, object]:
-        """Provenance of the model (rule 22), as plain JSON."""
+        """Provenance of the model (rule 22), as plain JSON; what is attached to it, where there is anything."""
+        attached: dict[str, object] = {"attached": [str(one) for one in self.attached]} if self.attached else {}
+        if self.variant is not None:
+            attached["variant"] = self.variant
         return {
             "id": self.id,
             "revision": self.revision,
@@ -258,6 +261,7 @@ class Model:
             "d_model": self.d_model,
             "dtype": self.dtype_name,
             "device": str(self.device),
+            **attached,
         }
 
     @calm()
