@@ -128,9 +128,8 @@ def exchanged_module(hf: PreTrainedModel) -> None:
     old = getattr(parent, name)
     kind = Conv1D if isinstance(old, Conv1D) else nn.Linear
     new: nn.Module = kind(*old.weight.shape[::-1]).requires_grad_(False).eval()
-    new.weight.data, new.bias.data = noise(old.weight, 2.0), noise(old.weight[0 if kind is Conv1D else slice(None), 0])
-    if kind is Conv1D:
-        new.bias.data = noise(old.weight[0])
+    new.weight.data = noise(old.weight, 2.0)
+    new.bias.data = noise(old.weight[0] if kind is Conv1D else old.weight[:, 0])
     setattr(parent, name, new.to(old.weight.dtype))
 
 

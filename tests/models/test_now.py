@@ -366,3 +366,22 @@ def test_masks_of_pruning_are_attached_and_hooks_of_torch_and_accelerate_are_not
     accelerate.cpu_offload(hf, execution_device=torch.device("cpu"))
     assert attached.attached(hf) == ()
     assert wrap_in_memory(hf, families.tiny_tokenizer()).identity == own().identity
+
+
+def test_a_module_of_the_same_class_and_sizes_brings_other_weights() -> None:
+    model = own()
+    before = model.identity
+    mlp: Any = model.hf.get_submodule("model.layers.1.mlp")
+    mlp.up_proj = copy.deepcopy(mlp.up_proj)
+    mlp.up_proj.weight.data.neg_()
+    model.current()
+    assert model.fingerprint.split("|")[0] != before.split("|")[0]
+
+
+def test_what_torch_compile_wraps_keeps_its_identity() -> None:
+    model = own()
+    before = model.identity
+    layers: Any = model.hf.get_submodule("model.layers")
+    layers[1] = torch.compile(layers[1], backend="eager")
+    assert not model.current()
+    assert model.identity == before

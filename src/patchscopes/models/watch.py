@@ -275,9 +275,20 @@ def _differences(seen: _Seen, *, attributes: bool) -> Iterator[Change]:
             if not brought and not (name == "_buffers" and grows(seen.module)):
                 yield Change("weights", f"{place}.{_first_difference(now[name], before[name])} was exchanged")
         elif name == "_modules":
-            yield Change("structure", f"{place}.{_first_difference(now[name], before[name])} is another module")
+            yield from _other_modules(place, now[name], before[name])
         elif name in ALWAYS or (name not in NOTES and not free and _decides(now.get(name), before.get(name))):
             yield Change("structure", f"{place}.{name} changed")
+
+
+def _other_modules(place: str, now: Mapping[str, Any], before: Mapping[str, Any]) -> Iterator[Change]:
+    """Yield what an exchange of children changes: weights too, unless torch.compile has only wrapped them."""
+    inner = [{name: c if c is None else unwrapped(c) for name, c in children.items()} for children in (now, before)]
+    text = f"{place}.{_first_difference(now, before)} is another module"
+    if _same(*inner):
+        yield Change("hooks", text)
+    else:
+        yield Change("structure", text)
+        yield Change("weights", text)
 
 
 def _first_difference(now: Mapping[str, Any], before: Mapping[str, Any]) -> str:
