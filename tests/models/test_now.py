@@ -383,5 +383,6 @@ def test_what_torch_compile_wraps_keeps_its_identity() -> None:
     before = model.identity
     layers: Any = model.hf.get_submodule("model.layers")
     layers[1] = torch.compile(layers[1], backend="eager")
+    model.hf.compile(backend="eager")
     assert not model.current()
     assert model.identity == before

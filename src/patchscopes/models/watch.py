@@ -35,8 +35,10 @@ TABLES = (
 HOOK_TABLES = frozenset(name for name in TABLES if "hooks" in name)
 # Of every module, whatever it does while it runs.
 ALWAYS = frozenset({*TABLES, "training", "forward", "_hf_hook"})
-# What transformers notes on modules for itself.
-NOTES = frozenset({"_is_hf_initialized", "_output_capturing_hooks_installed"})
+# What transformers and torch.compile note on modules for themselves.
+NOTES = frozenset(
+    {"_is_hf_initialized", "_output_capturing_hooks_installed", "_is_torch_compile", "_compiled_call_impl"}
+)
 PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device)
 
 
