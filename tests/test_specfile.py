@@ -76,6 +76,7 @@ def test_the_keys_are_the_options_of_load_and_inspect() -> None:
         "name_or_hf_model",
         "tokenizer",
         "notify",
+        "variant",  # which is an option of inspect as well
         "return",
     }
 

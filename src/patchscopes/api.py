@@ -14,7 +14,7 @@ from typing import Protocol, TypedDict, Unpack, get_args
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from patchscopes.engine import default_memory_bytes
-from patchscopes.errors import OptionError, PatchscopesWarning
+from patchscopes.errors import ModelRunError, OptionError, PatchscopesWarning, SelfCheckError
 from patchscopes.given import several, several_sources, texts
 from patchscopes.mappings import Mappings, Transfer
 from patchscopes.models import LoadOptions, Model, check_tokenizer, load_by_name, wrap_in_memory
@@ -103,7 +103,11 @@ def load(
 
 def _prove(model: Model) -> None:
     """Raise SelfCheckError unless the model obeys the semantics; warn where it runs one row at a time."""
-    if slow := distrust(model):
+    try:
+        slow = distrust(model)
+    except ModelRunError as error:
+        raise SelfCheckError(str(error)) from error.__cause__
+    if slow is not None:
         warnings.warn(slow, PatchscopesWarning, stacklevel=4)
     require(check_model(model, thorough=False))
 

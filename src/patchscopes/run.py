@@ -298,6 +298,8 @@ class Session:
         not; the rows given since it last was are not kept.
         """
         guard = Guard(self.inspection.transfer)
+        if self.inspection.runner_name == "engine":
+            guard.compare_numbers()
         given: deque[tuple[int, Row]] = deque()
         ended = False
         try:

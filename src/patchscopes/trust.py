@@ -15,6 +15,7 @@ import torch
 
 from patchscopes.alone import Batched
 from patchscopes.engine import Engine, shape_of
+from patchscopes.foreign import running
 from patchscopes.kv import copy_prefixes, sharing
 from patchscopes.mappings import Transfer
 from patchscopes.models import Model
@@ -81,6 +82,11 @@ def _same_in_batches(model: Model, n_tokens: int) -> bool:
         if not tree.private:
             return False  # the engine runs private modules, and this model has none
     cells = tuple(_cells(model, n_tokens))
+    with running(model.id):
+        return _compared(model, cells)
+
+
+def _compared(model: Model, cells: tuple[Cell, ...]) -> bool:
     alone = _results(Reference(model), compile_plan(cells, shape_of(model), Budget(MEMORY_BYTES, MAX_ROWS)))
     if _engine_gives(model, cells, alone):
         return True

@@ -17,7 +17,10 @@ PROMPT = ["--prompt", "the capital of {} is"]
 
 def started(command: list[str], tmp_path: Path) -> "subprocess.Popen[str]":
     """A command that has begun to run rows."""
-    process = subprocess.Popen([sys.executable, "-m", "patchscopes", *command], stderr=subprocess.PIPE, text=True)
+    # These tests may run under nohup, which children inherit.
+    default = "import runpy, signal; signal.signal(signal.SIGHUP, signal.SIG_DFL)"
+    default += "; runpy.run_module('patchscopes', run_name='__main__')"
+    process = subprocess.Popen([sys.executable, "-c", default, *command], stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
     assert any("distinct cells" in line for line in process.stderr), "it never began"
     time.sleep(1)

@@ -172,6 +172,7 @@ def test_tensors_without_words_have_none() -> None:
 def test_numbers_are_compared_once_a_minute(monkeypatch: pytest.MonkeyPatch) -> None:
     model = own()
     watching = Guard(Transfer.of(model))
+    watching.compare_numbers()
     watching.hold([], kept=False)
     monkeypatch.setattr(guard, "NUMBERS_EVERY_S", 0.0)
     monkeypatch.setattr(proof, "largest_error", lambda _: 1.0)
