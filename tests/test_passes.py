@@ -1,14 +1,17 @@
 """States of whole texts, beside one pass of each text alone and the model's own logits."""
 
+import copy
+
 import pytest
 import torch
 
+import changes
 import families
 import oracle
 from conftest import tiny_model
-from patchscopes.errors import OptionError
+from patchscopes.errors import ModelChangedError, OptionError
 from patchscopes.hooks import Places, capture
-from patchscopes.models import Model
+from patchscopes.models import Model, wrap_in_memory
 from patchscopes.passes import captured, text_states
 from patchscopes.spec import Ids, State
 
@@ -67,3 +70,33 @@ def test_a_masked_state_is_that_of_its_mask(family: str) -> None:
     assert not torch.allclose(found[0], found[1], atol=1e-2)
     with pytest.raises(OptionError, match="ALiBi"):
         captured(tiny_model("bloom"), states)
+
+
+def own() -> Model:
+    return wrap_in_memory(copy.deepcopy(families.build("llama")), families.tiny_tokenizer())
+
+
+def test_states_are_of_the_model_as_it_is_by_then() -> None:
+    model = own()
+    before = captured(model, [State(TEXTS[0], 2, 3)])
+    model.hf.get_submodule("model.layers.1.mlp.up_proj").weight.data.neg_()  # type: ignore[operator,union-attr]
+    for found in (captured(model, [State(TEXTS[0], 2, 3)])[0], next(text_states(model, TEXTS[:1], (3,))).states[3][2]):
+        assert torch.allclose(found, alone(model, TEXTS[0], 3)[2], atol=1e-4)
+        assert not torch.allclose(found, before[0], atol=1e-2)
+
+
+def test_a_model_that_changes_between_two_texts_is_told() -> None:
+    model = own()
+    states = text_states(model, TEXTS, (1,), tokens_at_once=1)
+    next(states)
+    model.hf.get_submodule("model.layers.1.mlp.up_proj").weight.data.neg_()  # type: ignore[operator,union-attr]
+    with pytest.raises(ModelChangedError, match=r"changed while its states were read.*up_proj"):
+        list(states)
+
+
+def test_what_does_not_bear_batches_is_read_a_text_at_a_time() -> None:
+    model = own()
+    model.hf.get_submodule("model.layers.1").register_forward_hook(changes.third_column)
+    found = {text.index: text for text in text_states(model, TEXTS, (3,))}
+    for index, ids in enumerate(TEXTS):
+        assert torch.equal(found[index].states[3], alone(model, ids, 3)), index

@@ -7,7 +7,7 @@ Axes: text, token (of one text, unpadded), d_model, d_head_in.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +16,8 @@ from torch import Tensor
 
 from patchscopes.alone import batched
 from patchscopes.compute import compute_of
+from patchscopes.errors import ModelChangedError
+from patchscopes.foreign import running
 from patchscopes.forward import without_head
 from patchscopes.hooks import Places, capture, returns_tuples
 from patchscopes.layout import Layout
@@ -44,23 +46,25 @@ def text_states(
     """The states of each text at `layers` (0…n_layers, rule 1), a text at a time; the shortest first, not as given.
 
     A pass runs as many texts as make up `tokens_at_once` tokens with their padding, at least one; its states are in
-    memory together. An empty text has no states and is refused by an assertion: leave it out.
+    memory together. An empty text has no states and is refused by an assertion: leave it out. Raises ModelChangedError
+    where the model changes meanwhile.
     """
     assert all(texts)
-    at_once = _at_once(model, tokens_at_once or TOKENS_AT_ONCE)
-    returns_tuples(model)  # known before anything is replaced
-    for indices in _batches([len(ids) for ids in texts], at_once):
-        rows = [texts[index] for index in indices]
-        layout = Layout(rows)
-        places = _places(
-            [(row, layout.column(row, position)) for row, ids in enumerate(rows) for position in range(len(ids))]
-        )
-        run = _run(model, layout, dict.fromkeys(layers, places), columns="all")
-        lengths = [len(ids) for ids in rows]
-        parts = {layer: torch.split(states, lengths) for layer, states in run.states.items()}
-        head_inputs = torch.split(run.head_input[places.index(run.head_input.device)].float(), lengths)
-        for row, index in enumerate(indices):
-            yield TextStates(index, rows[row], {layer: parts[layer][row] for layer in layers}, head_inputs[row])
+    with _steady(model):
+        at_once = _at_once(model, tokens_at_once or TOKENS_AT_ONCE)
+        returns_tuples(model)  # known before anything is replaced
+        for indices in _batches([len(ids) for ids in texts], at_once):
+            rows = [texts[index] for index in indices]
+            layout = Layout(rows)
+            places = _places(
+                [(row, layout.column(row, position)) for row, ids in enumerate(rows) for position in range(len(ids))]
+            )
+            run = _run(model, layout, dict.fromkeys(layers, places), columns="all")
+            lengths = [len(ids) for ids in rows]
+            parts = {layer: torch.split(states, lengths) for layer, states in run.states.items()}
+            head_inputs = torch.split(run.head_input[places.index(run.head_input.device)].float(), lengths)
+            for row, index in enumerate(indices):
+                yield TextStates(index, rows[row], {layer: parts[layer][row] for layer in layers}, head_inputs[row])
 
 
 def captured(model: Model, states: Sequence[State]) -> Float[Tensor, "state d_model"]:
@@ -68,6 +72,11 @@ def captured(model: Model, states: Sequence[State]) -> Float[Tensor, "state d_mo
 
     Raises OptionError for a masked state of a model that cannot mask.
     """
+    with _steady(model):
+        return _captured(model, states)
+
+
+def _captured(model: Model, states: Sequence[State]) -> Float[Tensor, "state d_model"]:
     of_text: dict[tuple[Ids, tuple[int, ...]], list[int]] = {}
     for index, state in enumerate(states):
         of_text.setdefault((state.ids, state.masked), []).append(index)
@@ -91,6 +100,20 @@ def captured(model: Model, states: Sequence[State]) -> Float[Tensor, "state d_mo
     return found
 
 
+@contextmanager
+def _steady(model: Model) -> Iterator[None]:
+    """Run the model as it is now. Raises ModelChangedError where it is not the same at the end (rule 0)."""
+    model.current()
+    epoch = model.now_epoch
+    yield
+    changes = [change.text for change in model.changes()]
+    if changes or model.now_epoch != epoch:
+        raise ModelChangedError(
+            f"{model.id} changed while its states were read ({'; '.join(changes[:3]) or 'another call has met it'}), "
+            "so they are of two models. Do not change a model during a call; call again."
+        )
+
+
 @dataclass(frozen=True, slots=True)
 class _Run:
     """What one pass gave: states in the order of the places wanted, and the head's input of every row and column."""
@@ -104,7 +127,7 @@ def _run(model: Model, layout: Layout, wanted: Mapping[int, Places], *, columns:
     device = model.device
     inputs = Inputs(layout.ids(device), layout.mask(device), layout.position_ids(device))
     installed = compute_of(model).installed() if batched(model) else nullcontext()
-    with installed, without_head(model) as taken, capture(model, wanted) as found:
+    with running(model.id), installed, without_head(model) as taken, capture(model, wanted) as found:
         model.forward(inputs, columns)
     return _Run({layer: found[layer].float().to(device) for layer in wanted}, taken[0])
 

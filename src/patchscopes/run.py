@@ -144,7 +144,8 @@ class Inspection:
             plan = session.work.plan
         groups = [group for wave in plan.waves for group in wave.groups]
         n_rows = max((group.n_rows for group in groups), default=1)
-        return plan.explain(measure_speed(self.target, n_rows=n_rows, top_k=self.sweep.readout.top_k))
+        with running(self.target.id):
+            return plan.explain(measure_speed(self.target, n_rows=n_rows, top_k=self.sweep.readout.top_k))
 
     def compile(self) -> Plan:
         """Make the plan now. Raises OptionError where one row alone is over the budget."""
