@@ -10,6 +10,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from itertools import islice
 from typing import Any
 
 import pytest
@@ -19,6 +20,7 @@ from transformers import PreTrainedModel
 
 import families
 import patchscopes as ps
+from patchscopes import guard
 from patchscopes.errors import ModelChangedError, PatchscopesWarning, UnsupportedModelError
 from patchscopes.models import Model
 
@@ -173,6 +175,32 @@ def test_weights_that_change_during_a_run_end_it_and_say_which_rows_are_of_neith
         list(stream)
     with pytest.raises(ps.errors.RunChangedError, match="weights"):
         look(model, **options)
+
+
+def test_the_model_is_looked_at_between_waves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A change at the end of one wave is told before any row of the next is run, however short both are."""
+    monkeypatch.setattr(guard, "MIN_INTERVAL_S", 1e9)  # no look is due by the clock
+    model = loaded(own())
+    sources = [f"the cat {i} is Spain" for i in range(40)]
+    prepared = ps.prepare(model, sources, prompt=PROMPT, controls=(), max_new_tokens=2, memory_bytes=200_000)
+    first, *others = (sum(len(group.cells) for group in wave.groups) for wave in prepared.plan.waves)
+    assert others
+    rows = (row for _, row in prepared.rows() if row.status == "ok")
+    assert len(list(islice(rows, first))) == first
+    model.hf.get_submodule("lm_head").weight.data.neg_()  # type: ignore[operator,union-attr]
+    with pytest.raises(ModelChangedError, match="lm_head"):
+        next(rows)
+
+
+def test_a_change_that_another_call_meets_first_ends_the_run_all_the_same() -> None:
+    model = loaded(own())
+    sources = [f"the cat {i} is Spain" for i in range(40)]
+    stream = ps.stream(model, sources, prompt=PROMPT, controls=(), max_new_tokens=2)
+    next(stream)
+    model.hf.get_submodule("lm_head").weight.data.neg_()  # type: ignore[operator,union-attr]
+    look(model)
+    with pytest.raises(ModelChangedError, match="another call has met it"):
+        list(stream)
 
 
 def test_a_model_that_changed_before_the_first_row_runs_as_it_is_by_then() -> None:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from patchscopes.errors import ModelChangedError
 from patchscopes.mappings import Transfer
-from patchscopes.proof import prove, prove_again
+from patchscopes.proof import prove_again
 
 # A look may take this share of the time since the last one.
 SHARE = 1 / 50
@@ -20,23 +20,13 @@ MAX_NAMED = 3
 
 
 class Guard:
-    """Watches the models of a run from now on, for as long as they are what they are now."""
+    """Watches the models of a run, which are to be what they were at `epochs`; where it `compares`, numbers too."""
 
-    def __init__(self, transfer: Transfer) -> None:
-        self._models = transfer.models
-        self._epochs = [model.now_epoch for model in self._models]
+    def __init__(self, transfer: Transfer, epochs: Sequence[int], *, compares: bool) -> None:
+        self._models, self._epochs, self._compares = transfer.models, tuple(epochs), compares
         self._looked = self._compared = self._hashed = time.monotonic()
-        self._has_hashed = self._compares = False
+        self._has_hashed = False
         self._hash_s = sum(model.watch.probes.hash_s for model in self._models)
-
-    def compare_numbers(self) -> None:
-        """Compare the engine's numbers with the models' own, now and once a minute from then on.
-
-        Raises ModelChangedError where they are not theirs. For runs by the engine: the reference has no other numbers.
-        """
-        for model in self._models:
-            prove(model)
-        self._compares = True
 
     @property
     def due(self) -> bool:
@@ -62,7 +52,7 @@ class Guard:
     def _changes(self, *, all_of_it: bool = True) -> list[str]:
         found: list[str] = []
         for model, epoch in zip(self._models, self._epochs, strict=True):
-            if model.now_epoch != epoch:
+            if model.epoch != epoch:
                 found.append(f"{model.id} was changed, and another call has met it as it is now")
             found += [f"{model.id}: {change.text}" for change in model.changes()]
         now = time.monotonic()

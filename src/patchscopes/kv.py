@@ -14,10 +14,10 @@ never seen. Keys carry their rotary position, so they may be copied to any row.
 import sys
 import threading
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from jaxtyping import Int
@@ -27,6 +27,8 @@ from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
 from patchscopes.compute.attention import OwnKeys, Scoring, SharedKeys, attend, kernel_runs
 from patchscopes.models import Inputs, Model
+
+T = TypeVar("T")
 
 Sharing = Literal["shared", "copied"]
 INTERFACE = "patchscopes"
@@ -311,6 +313,17 @@ def _attend(module: nn.Module, *args: Any, **options: Any) -> tuple[Tensor, None
 # One name for all models and threads, in a table that transformers never walks through. No mask function has that name:
 # transformers then makes no mask, and ours needs none.
 AttentionInterface.register(INTERFACE, _attend)
+
+
+def shared_or_copied(model: Model, run: Callable[[], T]) -> T:
+    """Return what `run` gives; where its attention needs what ours does not know, with prefixes copied from now on."""
+    try:
+        return run()
+    except NotImplementedError:
+        if sharing(model) == "copied":
+            raise
+        copy_prefixes(model)
+        return run()
 
 
 @contextmanager

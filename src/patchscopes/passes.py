@@ -104,10 +104,10 @@ def _captured(model: Model, states: Sequence[State]) -> Float[Tensor, "state d_m
 def _steady(model: Model) -> Iterator[None]:
     """Run the model as it is now. Raises ModelChangedError where it is not the same at the end (rule 0)."""
     model.current()
-    epoch = model.now_epoch
+    epoch = model.epoch
     yield
     changes = [change.text for change in model.changes()]
-    if changes or model.now_epoch != epoch:
+    if changes or model.epoch != epoch:
         raise ModelChangedError(
             f"{model.id} changed while its states were read ({'; '.join(changes[:3]) or 'another call has met it'}), "
             "so they are of two models. Do not change a model during a call; call again."

@@ -6,10 +6,11 @@ slow, interrupted or refused by memory, and either way every request ends as exa
 
 import gc
 from collections import deque
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
+from itertools import accumulate
 from pathlib import Path
 
 from patchscopes.engine import shape_of
@@ -26,7 +27,7 @@ from patchscopes.rows import Made, row_of, with_baselines
 from patchscopes.spec import Cell, Request, Result, Row, Sweep
 from patchscopes.speed import measure_speed
 from patchscopes.store import Head, Writer, open_writer
-from patchscopes.trust import distrust, longest_text
+from patchscopes.trust import TrustedEngine, distrust, longest_text, settle
 
 
 @contextmanager
@@ -83,9 +84,10 @@ class Inspection:
         Raises UnsupportedModelError where a model cannot be run as it is, and a SpecError where the sweep does not fit.
         """
         self.transfer.current()
-        if self.transfer.state == self._state:
+        state = self.transfer.state
+        if state == self._state:
             return
-        self._state = self.transfer.state
+        self._state = state
         self.sweep = self.transfer.named(self.sweep)
         self.resolved = resolve(self.transfer, self.sweep)
         for name in ("identities", "work"):
@@ -104,9 +106,20 @@ class Inspection:
     @property
     def warnings(self) -> tuple[str, ...]:
         """What the user should know: of the request, and of what is attached to a model."""
-        longest = longest_text(request.cell for request in self.requests if request.cell is not None)
-        slow = [distrust(model, longest) for model in self.transfer.models] if self.runner_name == "engine" else []
+        slow = [distrust(model, self._longest) for model in self.transfer.models] if self._by_engine else []
         return (*self.resolved.warnings, *filter(None, slow))
+
+    @property
+    def _by_engine(self) -> bool:
+        return self.runner_name == TrustedEngine.name
+
+    @property
+    def _longest(self) -> int:
+        return longest_text(request.cell for request in self.requests if request.cell is not None)
+
+    def guard(self) -> Guard:
+        """Watch the models, which are to be what they were when the sweep was resolved."""
+        return Guard(self.transfer, [epoch for epoch, _ in self._state], compares=self._by_engine)
 
     @property
     def requests(self) -> tuple[Request, ...]:
@@ -174,20 +187,24 @@ class Inspection:
                 askers.setdefault(baseline, [])
             cells.setdefault(identity, request.cell)
             askers.setdefault(identity, []).append(index)
+        settle(self.runner_name, self.transfer.models, self._longest)
         shapes = shape_of(self.target), shape_of(self.model)
         plan = compile_plan(tuple(cells.values()), shapes[0], self.budget, source_shape=shapes[1])
         number = {identity: k for k, identity in enumerate(cells)}
         baselines = {number[identity]: number[baseline] for identity, baseline in compared.items()}
         return Work(tuple(idle), plan, tuple(map(tuple, askers.values())), baselines)
 
-    def run(self, work: Work) -> Iterator[tuple[int, Row]]:
-        """Yield (index of the request, row) as rows finish: first those that need no run."""
+    def run(self, work: Work, between: Callable[[], None] = lambda: None) -> Iterator[tuple[int, Row]]:
+        """Yield (index of the request, row) as rows finish: first those that need no run.
+
+        `between` is called between the plan's waves.
+        """
         for index in work.idle:
             yield index, self.row(index)
         if not work.plan.cells:
             return
         with running(self.target.id):
-            results = self.make_runner(self.transfer).run(work.plan)
+            results = _between_waves(self.make_runner(self.transfer).run(work.plan), work.plan, between)
             for result, baseline in with_baselines(results, work.baselines):
                 for index in work.askers[result.index]:
                     yield index, self.row(index, result, baseline=baseline)
@@ -298,13 +315,11 @@ class Session:
         A row is kept once the model was seen to be what it was when the run began. Raises ModelChangedError where it is
         not; the rows given since it last was are not kept.
         """
-        guard = Guard(self.inspection.transfer)
-        if self.inspection.runner_name == "engine":
-            guard.compare_numbers()
+        guard = self.inspection.guard()
         given: deque[tuple[int, Row]] = deque()
         ended = False
         try:
-            for index, row in self.inspection.run(self.work):
+            for index, row in self.inspection.run(self.work, lambda: self._hold(guard, given)):
                 given.append((index, row))
                 if guard.due:
                     self._hold(guard, given)
@@ -333,8 +348,18 @@ class Session:
                 self.writer.append(index, row)
 
 
+def _between_waves(results: Iterable[Result], plan: Plan, between: Callable[[], None]) -> Iterator[Result]:
+    """Yield the results; where those of a wave have all been given, call `between` before the next one is run."""
+    ends = set(accumulate(sum(len(group.cells) for group in wave.groups) for wave in plan.waves))
+    for n, result in enumerate(results, start=1):
+        yield result
+        if n in ends and n < len(plan.cells):
+            between()
+
+
 def run_cells(model: Model, runner: Runner, cells: Sequence[Cell], budget: Budget) -> list[Result]:
     """Run `cells`, which must be distinct, and return their results in the same order."""
+    settle(runner, (model,), longest_text(cells))
     plan = compile_plan(cells, shape_of(model), budget)
     with running(model.id):
         return sorted(runner.run(plan), key=lambda result: result.index)

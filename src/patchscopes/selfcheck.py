@@ -15,6 +15,7 @@ the spread of log-probabilities, in units of what the model's own ways of runnin
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from types import MappingProxyType
 
 import torch
@@ -25,13 +26,12 @@ from patchscopes.alone import batched
 from patchscopes.compute import compute_of, plain_compute
 from patchscopes.errors import ModelRunError, SelfCheckError
 from patchscopes.foreign import is_ours, reason_of, running
-from patchscopes.forward import Span, forward
-from patchscopes.hooks import Entry, LayerWrite, Places, capture, patch
-from patchscopes.kv import Rows, copy_prefixes, recorded, recording_cache, sharing
+from patchscopes.hooks import LayerWrite, Places, capture, patch
+from patchscopes.kv import shared_or_copied
 from patchscopes.layout import Layout
 from patchscopes.models import Inputs, Model, calm
 from patchscopes.models.architectures import TABLE
-from patchscopes.proof import WITHIN, Proven, error_of, some_ids
+from patchscopes.proof import LENGTH, POSITION, WITHIN, Proven, engine_logits, error_of, some_ids
 from patchscopes.rng import philox
 from patchscopes.spec import Ids
 from patchscopes.vectors import rescaled
@@ -40,8 +40,6 @@ from patchscopes.yardstick import ADMITTED, TOP, Spread, Yardstick, measure
 # A write that does something moves some logit by more than this, and by more than rounding moves those before it.
 MOVED = 1e-3
 LAYERS_AT_ONCE = 8
-LENGTH = 9
-POSITION = 4
 # In float32 logits may differ by rounding: so much of their standard deviation.
 TOLERANCE = 1e-3
 # Off float32 what must not move between two passes of one shape may move by so many times what two ways differ by: on
@@ -285,17 +283,7 @@ class _Check:
         """What the engine does, against each row alone: padding, a prefix shared, rows that start at ℓ*, a cache."""
         longer = (*self.ids, self.ids[1])
         alone = self.model.all_logits(self._tensor(longer))[0, -2:]
-        return max(self._padding(longer, alone[1]), self._shared_or_copied(alone))
-
-    def _shared_or_copied(self, alone: Float[Tensor, "two d_vocab"]) -> float:
-        """Where attention needs what ours does not know (sinks, biases), rows copy their prefix from now on."""
-        try:
-            return self._rows(alone)
-        except NotImplementedError:
-            if sharing(self.model) == "copied":
-                raise
-            copy_prefixes(self.model)
-            return self._rows(alone)
+        return max(self._padding(longer, alone[1]), self._rows(longer, alone))
 
     def _padding(self, longer: Ids, alone: Float[Tensor, " d_vocab"]) -> float:
         """Two texts of unequal length in one padded batch."""
@@ -306,29 +294,14 @@ class _Check:
             found = self.model.forward(inputs, "last")[:, -1].float()
         return self._deviation(found, torch.stack([self.logits[POSITION], alone]))
 
-    def _rows(self, alone: Float[Tensor, "two d_vocab"]) -> float:
+    def _rows(self, longer: Ids, alone: Float[Tensor, "two d_vocab"]) -> float:
         """Rows on one prefix that start at layers 0, half way and at the last but one; then a token more each.
 
         As many rows as columns: what a block is given by column must not be taken for what it is given by row.
         """
-        model, n = self.model, LENGTH - POSITION
-        compute, cache = compute_of(model), recording_cache(model)
-        layers = sorted([0, model.n_layers // 2, model.n_layers - 1] * n)[::3]
-        suffix = Places((0,) * n, tuple(range(POSITION, LENGTH)))
-        with compute.installed(), capture(model, dict.fromkeys(layers, suffix)) as states:
-            model.forward(Inputs(self._tensor(self.ids), cache=cache), "last")
-        prompt = recorded(cache, 0)
-        shared = prompt.shared(POSITION) if sharing(model) == "shared" else []
-        rows, n_own = Rows(model, n_rows=n, capacity=LENGTH + 1, shared=shared), 0 if shared else POSITION
-        rows.add([n_own] * n)
-        rows.put(range(n), 0, prompt, slice(POSITION - n_own, POSITION))
-        entry = Entry(layers, torch.stack([states[layer].to(model.device) for layer in layers]))
-        ids = self._tensor(self.ids[POSITION:]).expand(n, -1)
-        first = compute.head.logits(forward(compute, rows, Span(0, n), ids, entry=entry)[:, 0])
-        rows.put(range(n), n_own, prompt, slice(POSITION, LENGTH), layers=layers)
-        step = torch.full((n, 1), self.ids[1], dtype=torch.long, device="cpu")
-        second = compute.head.logits(forward(compute, rows, Span(0, n), step)[:, 0])
-        found = torch.stack([first.float(), second.float()], dim=1)
+        n = self.model.n_layers
+        layers = sorted([0, n // 2, n - 1] * (LENGTH - POSITION))[::3]
+        found = shared_or_copied(self.model, partial(engine_logits, self.model, longer, layers))
         self._nats = error_of(found, alone)
         return self._deviation(found, alone)
 

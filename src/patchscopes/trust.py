@@ -20,7 +20,7 @@ from patchscopes.kv import copy_prefixes, sharing
 from patchscopes.mappings import Transfer
 from patchscopes.models import Model
 from patchscopes.plan import Budget, Plan, Runner, compile_plan
-from patchscopes.proof import some_ids
+from patchscopes.proof import prove, some_ids
 from patchscopes.reference import Reference
 from patchscopes.spec import Cell, Decoding, Ids, Readout, Result, Site, State, Write
 
@@ -46,6 +46,17 @@ class TrustedEngine:
         models = {self._transfer.source, self._transfer.target}
         trusted = all(is_trusted(model, longest_text(plan.cells)) for model in models)
         return (Engine if trusted else Reference)(self._transfer).run(plan)
+
+
+def settle(runner: Runner | str, models: Iterable[Model], n_tokens: int) -> None:
+    """Find out how the engine may run the models, before a plan counts on it; nothing for other runners.
+
+    Raises ModelChangedError where its numbers are not those of a model.
+    """
+    if (runner if isinstance(runner, str) else getattr(runner, "name", "")) == TrustedEngine.name:
+        for model in models:
+            if is_trusted(model, n_tokens):
+                prove(model)
 
 
 def longest_text(cells: Iterable[Cell]) -> int:

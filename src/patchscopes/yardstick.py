@@ -18,6 +18,7 @@ Axes: text, token (from PREFIX on), k (the likeliest tokens), d_vocab.
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from itertools import combinations, cycle, islice
 from typing import Any, Literal
 
@@ -29,7 +30,7 @@ from patchscopes.compute import compute_of, plain_compute
 from patchscopes.errors import SelfCheckError
 from patchscopes.forward import Span, forward
 from patchscopes.hooks import Entry, LayerWrite, Places, capture, patch
-from patchscopes.kv import Rows, copy_prefixes, own_cache, recorded, recording_cache, sharing
+from patchscopes.kv import Rows, own_cache, recorded, recording_cache, shared_or_copied, sharing
 from patchscopes.layout import Layout
 from patchscopes.models import Inputs, Model, calm
 from patchscopes.prompts.tokens import tokenize
@@ -203,7 +204,7 @@ def _look(model: Model, number: int) -> "Look":
         found[DIGIT] = _padded(model, texts, tops)
     with compute_of(model).installed():
         found[OURS_PADDED] = _padded(model, texts, tops)
-    found[OURS] = _ours_or_copied(model, ids, torch.stack(tops))
+    found[OURS] = shared_or_copied(model, partial(_ours, model, ids, torch.stack(tops)))
     return found
 
 
@@ -309,19 +310,6 @@ def _neighbours(states: Float[Tensor, "place d_model"]) -> Float[Tensor, "place 
 
 
 # -------------------------------------------------------------------------------------------------------------- our way
-
-
-def _ours_or_copied(
-    model: Model, ids: Int[Tensor, "text column"], tops: Int[Tensor, "text token k"]
-) -> list[Float[Tensor, "token k"]]:
-    """Where attention needs what ours does not know (sinks, biases), rows copy their prefix from now on."""
-    try:
-        return _ours(model, ids, tops)
-    except NotImplementedError:
-        if sharing(model) == "copied":
-            raise
-        copy_prefixes(model)
-        return _ours(model, ids, tops)
 
 
 def _ours(

@@ -17,6 +17,7 @@ import families
 import patchscopes as ps
 from patchscopes import errors, guard, proof
 from patchscopes.guard import Guard
+from patchscopes.kv import sharing
 from patchscopes.mappings import Transfer
 from patchscopes.models import Model, attached, probes, wrap_in_memory
 from patchscopes.models.attached import Hasher
@@ -44,7 +45,7 @@ def test_nothing_differs_before_and_after_a_run(family: str) -> None:
     assert model.current()
     look(model)
     assert model.changes() == []
-    assert (model.now_epoch, model.attached) == (0, ())
+    assert (model.epoch, model.attached) == (0, ())
 
 
 @pytest.mark.parametrize("name", changes.EDITS)
@@ -171,8 +172,7 @@ def test_tensors_without_words_have_none() -> None:
 
 def test_numbers_are_compared_once_a_minute(monkeypatch: pytest.MonkeyPatch) -> None:
     model = own()
-    watching = Guard(Transfer.of(model))
-    watching.compare_numbers()
+    watching = Guard(Transfer.of(model), [0], compares=True)
     watching.hold([], kept=False)
     monkeypatch.setattr(guard, "NUMBERS_EVERY_S", 0.0)
     monkeypatch.setattr(proof, "largest_error", lambda _: 1.0)
@@ -190,12 +190,56 @@ def test_what_stands_in_is_given_up_where_it_is_what_differs(monkeypatch: pytest
     assert compute_of(model).forwards == {}
 
 
+def test_an_attention_that_is_exchanged_runs_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ours no longer stands for it, so that rows copy their prefix; the plan knows that."""
+    from transformers.models.llama import modeling_llama
+
+    hf = copy.deepcopy(families.build("llama"))
+    hf.set_attn_implementation("eager")
+    model = wrap_in_memory(hf, families.tiny_tokenizer())
+    before = look(model)
+    original = modeling_llama.eager_attention_forward
+    monkeypatch.setattr(
+        modeling_llama,
+        "eager_attention_forward",
+        lambda module, q, *rest, **options: original(module, 3 * q, *rest, **options),
+    )
+    after = look(model)
+    assert sharing(model) == "copied"
+    assert after[0].token_ids == look(model, runner="reference")[0].token_ids != before[0].token_ids
+
+
+def test_what_ours_refuses_is_found_out_again_after_a_change() -> None:
+    """At load a model with sinks copies prefixes; so it does when it is taken anew, in every dtype."""
+    for dtype in (torch.float32, torch.bfloat16):
+        model = own()
+        model.hf.to(dtype)
+        refusing = _Refusing()
+        for block in model.hf.get_submodule("model.layers"):
+            block.self_attn.forward = partial(refusing, block.self_attn)  # type: ignore[operator,union-attr]
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(attached, "_all", lambda _: iter(()))  # as if the family were so
+            assert look(model)[0].status == "ok"
+            assert sharing(model) == "copied"
+            model.refresh()
+            assert look(model)[0].status == "ok"
+
+
+class _Refusing:
+    """Attention that hands over sinks, which ours does not know and the model's own leaves alone."""
+
+    def __call__(self, module: Any, *args: Any, **kwargs: Any) -> Any:
+        if module.config._attn_implementation == "patchscopes":
+            kwargs["s_aux"] = torch.zeros(4)
+        return type(module).forward(module, *args, **kwargs)
+
+
 def test_all_of_the_content_is_hashed_where_a_run_is_long(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(probes, "SMALL_BYTES", 0)
     monkeypatch.setattr(probes, "WHOLE_BYTES", 0)
     monkeypatch.setattr(probes, "HASH_BYTES_PER_S", 1e15)
     model = own()
-    watching = Guard(Transfer.of(model))
+    watching = Guard(Transfer.of(model), [0], compares=False)
     watching.hold([], kept=False)
     weight: Any = model.hf.get_submodule("model.layers.1.mlp.up_proj").weight
     unseen = next(
@@ -231,6 +275,15 @@ def test_refresh_takes_what_no_look_sees(monkeypatch: pytest.MonkeyPatch) -> Non
     assert look(model)[0].cell == before
     model.refresh()
     assert look(model)[0].cell != before
+
+
+def test_nothing_of_a_config_outlives_its_change() -> None:
+    model = own("mistral")
+    assert (model.window, model.eos_ids) == (families.WINDOW, frozenset())
+    model.hf.config.sliding_window = 7
+    model.hf.generation_config.eos_token_id = 5
+    model.current()
+    assert (model.window, model.eos_ids) == (7, frozenset({5}))
 
 
 # ----------------------------------------------------------------------------------------------------------- identities

@@ -277,7 +277,7 @@ class Transfer:
     @property
     def state(self) -> "tuple[tuple[int, str], ...]":
         """What the models are now, as far as they know."""
-        return tuple((model.now_epoch, model.identity) for model in self.models)
+        return tuple((model.epoch, model.identity) for model in self.models)
 
     def describe(self) -> dict[str, object]:
         """Provenance of the target model and of f, as plain JSON; nothing where states stay as and where they are."""

@@ -9,7 +9,6 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -75,7 +74,7 @@ class Model:
 
     def _measure(self) -> None:
         """Find blocks and sizes, which a change of the model may change."""
-        self.epoch = self._now.epoch
+        self._measured = self._now.epoch
         self.blocks: Sequence[nn.Module] = tuple(self.hf.get_submodule(self.architecture.blocks).children())
         config = self.hf.config.get_text_config(decoder=True)
         self.n_layers = len(self.blocks)
@@ -109,7 +108,7 @@ class Model:
         """The dtype as users write it: "float32"."""
         return str(self.dtype).removeprefix("torch.")
 
-    @cached_property
+    @property
     def eos_ids(self) -> frozenset[int]:
         """Ids that end a text: the generation config's, else the config's, as `generate` has it."""
         for place in (self.hf.generation_config, self.hf.config):
@@ -168,9 +167,8 @@ class Model:
         """
         # What was refused may have been mended in a way that only its content tells.
         same = self._now.current(content=content or self._fault is not None)
-        if self.epoch != self._now.epoch:
-            self._measure()
-            self._fault = fault_of(self.id, self.hf, self.architecture)
+        if self._measured != self._now.epoch:
+            self._follow()
         if self._fault is not None:
             raise UnsupportedModelError(self._fault)
         return same
@@ -182,6 +180,9 @@ class Model:
         change may lie between the samples that every call compares.
         """
         self._now.renew([Change("weights", "refresh() was called"), Change("structure", "refresh() was called")])
+        self._follow()
+
+    def _follow(self) -> None:
         self._measure()
         self._fault = fault_of(self.id, self.hf, self.architecture)
 
@@ -195,11 +196,11 @@ class Model:
         return self._now.watch
 
     @property
-    def now_epoch(self) -> int:
+    def epoch(self) -> int:
         """How often the model was taken anew, by whichever call."""
         return self._now.epoch
 
-    @cached_property
+    @property
     def n_matrix_parameters(self) -> int:
         """Parameters used in matrix products per token: blocks and head (for the cost of a plan)."""
         in_blocks = sum(p.numel() for block in self.blocks for p in block.parameters() if p.dim() >= 2)
@@ -221,6 +222,10 @@ class Model:
             made[kind] = make(self)
         kept: T = made[kind]
         return kept
+
+    def has(self, kind: type) -> bool:
+        """Return whether something of this type is kept."""
+        return kind in self._now.made
 
     def keep(self, thing: object) -> None:
         """Replace the cached value of this type."""
@@ -316,7 +321,7 @@ class Model:
         weight = getattr(self.hf.get_output_embeddings(), "weight", None)
         return int(weight.shape[-1]) if isinstance(weight, Tensor) else self.d_model
 
-    @cached_property
+    @property
     def window(self) -> int | None:
         """How many tokens a sliding layer sees at most, its own among them; None where every layer sees all."""
         window = getattr(self.hf.config.get_text_config(decoder=True), "sliding_window", None)
