@@ -34,7 +34,7 @@ class Agreement:
 
     @property
     def enough(self) -> bool:
-        """Whether so many tokens were compared that the share says something."""
+        """Return whether so many tokens were compared that the share says something."""
         return self.compared >= NEEDED
 
 

@@ -52,7 +52,7 @@ class Alone:
 
 @dataclass(frozen=True, slots=True)
 class Batched:
-    """Whether what is attached to a model gave the same in batches, behind prefixes and from ℓ* on as alone.
+    """Return whether what is attached to a model gave the same in batches, behind prefixes and from ℓ* on as alone.
 
     It was compared on texts of up to `n_tokens`.
     """
@@ -62,7 +62,7 @@ class Batched:
 
 
 def batched(model: Model) -> bool:
-    """Whether texts of the model may run together: nothing is attached to it, or what is was compared (`trust.py`)."""
+    """Return whether texts of the model may run together: nothing is attached, or what is attached bears it."""
     return not model.attached or model.kept(Batched, _unknown).same
 
 

@@ -190,7 +190,7 @@ def stream(model: Model, sources: Sources, **options: Unpack[InspectOptions]) ->
 
 
 class _Prepares(Protocol):
-    """What `prepare` looks like from outside."""
+    """The signature of `prepare` for callers."""
 
     def __call__(self, model: Model, sources: Sources, **options: Unpack[InspectOptions]) -> Inspection: ...
 

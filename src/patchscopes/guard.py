@@ -30,7 +30,7 @@ class Guard:
 
     @property
     def due(self) -> bool:
-        """Whether it is time for another look."""
+        """Return whether it is time for another look."""
         look_s = sum(model.watch.look_s for model in self._models)
         return time.monotonic() - self._looked >= max(look_s / SHARE, MIN_INTERVAL_S)
 
@@ -46,7 +46,7 @@ class Guard:
             raise ModelChangedError(_told(changed, given, kept=kept))
 
     def holds(self) -> bool:
-        """Whether the models are what they were, as far as structure and samples tell."""
+        """Return whether the models are what they were, as far as structure and samples tell."""
         return not self._changes(all_of_it=False)
 
     def _changes(self, *, all_of_it: bool = True) -> list[str]:

@@ -158,13 +158,13 @@ class _Started:
 
 @dataclass(frozen=True, slots=True)
 class _ReturnsTuples:
-    """Whether a model's blocks return tuples: what stands in for one that is passed by must look the same."""
+    """Return whether a model's blocks return tuples: what stands in for one that is passed by must look the same."""
 
     blocks: bool
 
 
 def returns_tuples(model: Model) -> bool:
-    """Whether the blocks return tuples; found by a pass of one token at first use, outside of any other."""
+    """Return whether the blocks return tuples; found by a pass of one token at first use, outside of any other."""
     return model.kept(_ReturnsTuples, _find_tuples).blocks
 
 

@@ -60,12 +60,12 @@ def settle(runner: Runner | str, models: Iterable[Model], n_tokens: int) -> None
 
 
 def longest_text(cells: Iterable[Cell]) -> int:
-    """The length of the longest text that cells run, in tokens."""
+    """Return the length of the longest text that cells run, in tokens."""
     return max((len(cell.target_ids) + cell.more_tokens for cell in cells), default=0)
 
 
 def is_trusted(model: Model, n_tokens: int = LONG) -> bool:
-    """Whether the engine may run texts of `n_tokens`; compared at the first call after something was attached."""
+    """Return whether the engine may run texts of `n_tokens`; compared at the first call after something was attached."""
     if not model.attached:
         return True
     found = model.kept(Batched, lambda _: Batched(same=True))
@@ -120,7 +120,7 @@ def _results(runner: Runner, plan: Plan) -> list[Result]:
 
 
 def _alike(one: Result, other: Result, tolerance: float) -> bool:
-    """Whether two results of a cell agree in every log-probability that both have."""
+    """Return whether two results of a cell agree in every log-probability that both have."""
     if one.failure or other.failure:
         return one.failure == other.failure
     pairs = list(zip(one.logprobs or (), other.logprobs or (), strict=True))

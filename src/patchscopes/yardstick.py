@@ -82,7 +82,7 @@ class Spread:
 
     @classmethod
     def of(cls, differences: Tensor) -> "Spread":
-        """The spread of some differences; infinite where one is not finite."""
+        """Return the spread of some differences, infinite where one is not finite."""
         if not bool(differences.isfinite().all()):
             return cls(float("inf"), float("inf"))
         at = torch.tensor([MEDIAN, HIGH], dtype=torch.float32, device=differences.device)
@@ -91,11 +91,11 @@ class Spread:
 
     @classmethod
     def largest(cls, spreads: "Sequence[Spread]") -> "Spread":
-        """The largest of each quantile."""
+        """Return the largest of each quantile."""
         return cls(max((s.median for s in spreads), default=0.0), max((s.high for s in spreads), default=0.0))
 
     def over(self, other: "Spread") -> float:
-        """How many times as large as `other`, in the quantile where that is more."""
+        """Return how many times as large as `other` it is, in the worse quantile."""
         return max(_ratio(self.median, other.median), _ratio(self.high, other.high))
 
 
@@ -126,12 +126,12 @@ class Yardstick:
 
     @property
     def faults(self) -> tuple[str, ...]:
-        """The ways that must agree and do not: what is padded, cached or beside others gives something else."""
+        """Return the ways that must agree and do not: padded, cached, or beside others."""
         return tuple(name for name in self.apart if name not in ATTENTIONS)
 
     @property
     def ratio(self) -> float:
-        """Our way's spread over the largest of theirs; at most ADMITTED is admitted."""
+        """Return our spread over the largest of theirs; at most ADMITTED is admitted."""
         return self.ours.over(self.theirs)
 
 
@@ -175,14 +175,14 @@ def _yardstick(looks: "Sequence[Look]") -> Yardstick:
 
 
 def _between(looks: "Sequence[Look]", a: str, b: str) -> Spread:
-    """The spread of way `b` about way `a`; of a text that was cut, what both have."""
+    """Return the spread of way `b` about way `a`, over the tokens that both have."""
     pairs = [pair for look in looks for pair in zip(look[a], look[b], strict=True)]
     return Spread.of(torch.cat([(x[: len(y)] - y[: len(x)]).flatten() for x, y in pairs]))
 
 
 @calm()
 def _look(model: Model, number: int) -> "Look":
-    """The log-probabilities that each way gives the texts of look `number`."""
+    """Return the log-probabilities that each way gives the texts of look `number`."""
     texts = prose(model, number)
     ids = torch.tensor(texts, dtype=torch.long, device=model.device)
     alone = []
@@ -244,7 +244,7 @@ def _check_finite(model: Model, logits: Float[Tensor, "token d_vocab"], text: st
 def _read(
     logits: Float[Tensor, "text column d_vocab"], tops: Sequence[Int[Tensor, "token k"]]
 ) -> list[Float[Tensor, "token k"]]:
-    """Of each text the log-probabilities of its `tops`, from token PREFIX on; one text at a time, for memory."""
+    """Return the log-probabilities of each text's `tops`, from token PREFIX on; one text at a time, for memory."""
     return [_logprobs(text[PREFIX:].float(), top) for text, top in zip(logits, tops, strict=True)]
 
 
@@ -261,7 +261,7 @@ def _everywhere(rows: int, columns: int) -> Places:
 
 
 def other_attentions(model: Model) -> list[str]:
-    """The attention implementations that the model's class has beside the one that it runs by."""
+    """Return the attention implementations of the model's class, without the one that it runs by."""
     hf: Any = model.hf
     if not hf._can_set_attn_implementation():
         return []
@@ -283,7 +283,7 @@ def attention_by(model: Model, name: str) -> Iterator[None]:
 
 
 def _cached(model: Model, ids: Int[Tensor, "text column"]) -> Float[Tensor, "text column d_vocab"]:
-    """The prefix in one pass, then a token a pass behind the cache that the model makes for itself."""
+    """Run the prefix in one pass, then a token a pass behind the cache that the model makes for itself."""
     cache = own_cache(model)
     parts = [ids[:, :PREFIX], *torch.split(ids[:, PREFIX:], 1, dim=1)]
     return torch.cat([model.forward(Inputs(part, cache=cache), "all") for part in parts], dim=1)
@@ -315,7 +315,7 @@ def _neighbours(states: Float[Tensor, "place d_model"]) -> Float[Tensor, "place 
 def _ours(
     model: Model, ids: Int[Tensor, "text column"], tops: Int[Tensor, "text token k"]
 ) -> list[Float[Tensor, "token k"]]:
-    """What the engine does: a prefix shared, rows that start at layers 0, half way and the last but one, then steps.
+    """Run the texts as the engine does: a prefix shared, rows that start at layers 0, half way and the last but one, then steps.
 
     Behind the tokens that they start with rows run several at once, as given answers do, and then one at a time.
     """
@@ -347,6 +347,6 @@ def _ours(
 
 
 def _grid(rows: int, columns: range) -> tuple[Tensor, ...]:
-    """The row and the column of each place, row by row."""
+    """Return the row and the column of each place, row by row."""
     axes = (torch.tensor(axis, dtype=torch.long, device="cpu") for axis in (range(rows), columns))
     return tuple(axis.flatten() for axis in torch.meshgrid(*axes, indexing="ij"))

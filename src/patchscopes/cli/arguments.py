@@ -38,7 +38,7 @@ class TextCommand(click.Command):
 
 
 def _may_be_option(argument: str) -> bool:
-    """Whether an argument looks like an option: dashes, then a word that begins with a letter of ASCII."""
+    """Return whether an argument looks like an option: dashes, then a word that begins with a letter of ASCII."""
     name = argument.partition("=")[0]
     word = name.lstrip("-")
     return name.startswith("-") and word[:1].isalpha() and name.isascii() and not any(map(str.isspace, name))

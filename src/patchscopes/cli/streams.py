@@ -64,7 +64,7 @@ def _plain_ascii(name: str) -> codecs.CodecInfo | None:
 
 
 def is_closed(stream: TextIO) -> bool:
-    """Whether this is a standard output that was closed when the process began."""
+    """Return whether this is a standard output that was closed when the process began."""
     return isinstance(stream, _Closed)
 
 

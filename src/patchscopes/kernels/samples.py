@@ -29,7 +29,7 @@ class Sample:
 
     @property
     def takes_kernel(self) -> bool:
-        """Whether the kernel reads it: 64 bits a word, on the CPU, one behind the other."""
+        """Return whether the kernel reads it: 64 bits a word, on the CPU, one behind the other."""
         parts = (self.words, self.places, self.before)
         return all(p.dtype == torch.int64 and p.device.type == "cpu" and p.is_contiguous() for p in parts)
 

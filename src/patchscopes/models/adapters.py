@@ -33,12 +33,12 @@ class Adapter:
 
     @property
     def has_tokenizer(self) -> bool:
-        """Whether it brings the tokenizer that it was trained with."""
+        """Return whether it brings the tokenizer that it was trained with."""
         return any((self.folder / name).is_file() for name in TOKENIZER_FILES)
 
     @property
     def fingerprint(self) -> str:
-        """What the adapter is: SHA-256 over the hashes of its config and weights."""
+        """SHA-256 over the hashes of its config and weights."""
         digest = hashlib.sha256()
         for name in (ADAPTER_CONFIG, WEIGHTS):
             digest.update(f"{name}|{hash_file(self.folder / name)}|".encode())
@@ -107,7 +107,7 @@ def apply_adapter(hf: PreTrainedModel, adapter: Adapter) -> PreTrainedModel:
 
 
 def base_not_found(adapter: str, base: str, why: str) -> str:
-    """What to say of a base that an adapter's config names and that is not to be had."""
+    """Return what to say of a base that an adapter's config names and that is not to be had."""
     return (
         f"{adapter} is an adapter for the base {base!r}, which is not to be had: {why} If the base is elsewhere, give "
         f"it: load(BASE, adapter={adapter!r})."

@@ -22,10 +22,9 @@ from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 from transformers import PretrainedConfig, PreTrainedModel
 
-from patchscopes.models.tree import GLOBAL_HOOKS, own_forward
+from patchscopes.models.tree import GLOBAL_HOOKS, HOOKS, own_forward
 from patchscopes.models.watch import PLAIN, collects, walk
 
-HOOKS = ("_forward_pre_hooks", "_forward_hooks")
 OURS = frozenset({"patchscopes", "torch", "accelerate"})
 # Packages whose modules keep what they compute with in parameters, buffers and the config.
 BUILT_IN = frozenset(
@@ -63,7 +62,7 @@ def attached(hf: PreTrainedModel) -> tuple[Attached, ...]:
 
 
 def is_ours(function: Any) -> bool:
-    """Whether a hook or forward is of this package, torch's or accelerate's own."""
+    """Return whether a hook or forward is of this package, torch's or accelerate's own."""
     while isinstance(function, functools.partial):
         function = function.func
     function = getattr(function, "_torchdynamo_orig_callable", function)
@@ -91,7 +90,7 @@ def _all(hf: PreTrainedModel) -> Iterator[Attached]:
 
 
 def _is_own_class_forward(forward: Any, module: nn.Module) -> bool:
-    """Whether it is accelerate's, or the class's own method as torch.compile or accelerate leaves it behind."""
+    """Return whether it is accelerate's, or the class's own method as torch.compile or accelerate leaves it behind."""
     compiled = getattr(forward, "_torchdynamo_orig_callable", forward)
     if isinstance(compiled, types.MethodType):
         return compiled.__self__ is module and compiled.__func__ is type(module).forward

@@ -329,7 +329,7 @@ class Model:
 
     @property
     def counts_mask(self) -> bool:
-        """Whether a token's place is counted from the attention mask (ALiBi), so that a mask moves later tokens."""
+        """Return whether a token's place is counted from the attention mask (ALiBi): a mask moves later tokens."""
         config = self.hf.config.get_text_config(decoder=True)
         return "position_ids" not in self._takes or bool(getattr(config, "alibi", False))
 

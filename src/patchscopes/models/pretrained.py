@@ -41,7 +41,7 @@ class Where:
 
     @property
     def source(self) -> str:
-        """What transformers is given: the folder, or the hub id."""
+        """The folder or hub id that transformers is given."""
         return self.asked if self.folder is None else str(self.folder)
 
 
@@ -155,7 +155,7 @@ def _reading(where: Where, part: str, quantiser: str | None = None) -> Iterator[
 
 
 def _explained(error: Exception, where: Where, part: str, quantiser: str | None) -> PatchscopesError:
-    """What went wrong in transformers, said so that it can be mended."""
+    """Return the error that says what went wrong in transformers, and what to do."""
     name, reason = where.name, reason_of(error)
     if where.folder is None and isinstance(error, OSError):
         unknown = not_known(where.asked, reason)

@@ -120,7 +120,7 @@ def words_of(tensor: Tensor) -> Int[Tensor, " word"] | None:
 
 
 def _is_dense(tensor: Tensor) -> bool:
-    """Whether its elements fill one piece of memory, in whatever order of its axes."""
+    """Return whether its elements fill one piece of memory, in whatever order of its axes."""
     expected = 1
     for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
         if size != 1 and stride != expected:

@@ -97,27 +97,30 @@ def private_tree(hf: PreTrainedModel, blocks: Sequence[nn.Module], replacements:
 
 
 def unwrapped(module: nn.Module) -> nn.Module:
-    """The module itself where torch.compile has wrapped it: both compute the same."""
+    """Return the module that torch.compile has wrapped, or the module given: both compute the same."""
     inner = module._modules.get("_orig_mod") if type(module).__name__ == "OptimizedModule" else None
     return module if inner is None else inner
 
 
 def has_global_hooks() -> bool:
-    """Whether the process has hooks on every module, which must be given the caller's own."""
+    """Return whether the process has hooks on every module, which must be given the caller's own."""
     return any(getattr(torch_module, name) for name in GLOBAL_HOOKS)
 
 
 def own_forward(module: nn.Module) -> Forward | None:
-    """The `forward` that was set on this very module, None where it runs by its class."""
+    """Return the `forward` that was set on this very module, None where it runs by its class."""
     forward: Forward | None = module.__dict__.get("forward")
     return forward
 
 
 def runs_alone(module: nn.Module) -> bool:
-    """Whether a module and all within it run by their classes' own forwards, with no hook that would be passed over."""
-    return not any(
-        part._forward_hooks or part._forward_pre_hooks or "forward" in part.__dict__ for part in module.modules()
-    )
+    """Return whether a module and all within it run by their classes' own forwards, without hooks."""
+    return not any(map(runs_users_code, module.modules()))
+
+
+def runs_users_code(module: nn.Module) -> bool:
+    """Return whether a hook or an own forward runs when this module does: either may set what it likes on it."""
+    return bool(module._forward_hooks or module._forward_pre_hooks or "forward" in module.__dict__)
 
 
 def rebound(value: Any, old: object, new: object) -> Any:
@@ -164,7 +167,7 @@ def _content(cell: types.CellType) -> Any:
 
 
 def is_bound(value: Any, old: object) -> bool:
-    """Whether `value` is `old`, or something that `rebound` can make for another in its place."""
+    """Return whether `value` is `old`, or something that `rebound` can make for another in its place."""
     if value is old:
         return True
     compiled = getattr(value, "_torchdynamo_orig_callable", None)
@@ -200,7 +203,7 @@ class _Builder:
         self._inside = {part for block in self._blocks for part in block.modules()}
 
     def _ancestors(self) -> set[nn.Module]:
-        """The modules that lie above the blocks."""
+        """Return the modules above the blocks."""
         found: set[nn.Module] = set()
 
         def holds(module: nn.Module) -> bool:
@@ -214,13 +217,13 @@ class _Builder:
         return found
 
     def reaches_blocks(self) -> bool:
-        """Whether every module above the blocks calls its children where it is copied, so that private blocks run."""
+        """Return whether copies of the modules above the blocks call copies of the blocks."""
         return self._hf in self._above and all(
             (forward := own_forward(module)) is None or is_bound(forward, module) for module in self._above
         )
 
     def made(self, module: nn.Module) -> nn.Module:
-        """The module of the private tree that stands for `module`: a copy, or the module itself."""
+        """Return the module that stands for `module` in the private tree: a copy, or the module itself."""
         module = unwrapped(module)
         if module not in self._made:
             children = {name: None if c is None else self.made(c) for name, c in module._modules.items()}
@@ -267,7 +270,7 @@ class _Builder:
         return private
 
     def _with_functions(self, module: nn.Module) -> types.FunctionType | None:
-        """The class's forward with other functions under its global names; None where it names none of them."""
+        """Return the class's forward with other functions under its global names, None where it names none of them."""
         if not self._replacements.functions or own_forward(module) is not None:
             return None
         forward = plain_forward(type(module))
@@ -292,7 +295,7 @@ class _Builder:
         return changed
 
     def _config(self, config: PreTrainedConfig) -> PreTrainedConfig:
-        """A private copy of a config, one for each original, that asks for no more than the logits."""
+        """Return the private copy of a config, one for each original, that asks for no more than logits."""
         if id(config) not in self._configs:
             private = self._configs[id(config)] = copy.copy(config)
             for name, value in vars(config).items():
@@ -303,7 +306,7 @@ class _Builder:
 
 
 def plain_forward(kind: type[nn.Module]) -> types.FunctionType | None:
-    """The class's forward under what only renames deprecated arguments; None where it is wrapped otherwise."""
+    """Return the class's forward without the wrapper that renames deprecated arguments, None for other wrappers."""
     forward: Any = kind.forward
     while getattr(forward, "__module__", "") and hasattr(forward, "__wrapped__"):
         if getattr(forward, "__code__", None) is None or forward.__globals__.get("__name__") != DEPRECATION:
@@ -313,7 +316,7 @@ def plain_forward(kind: type[nn.Module]) -> types.FunctionType | None:
 
 
 def grows(module: nn.Module) -> bool:
-    """Whether it is a rotary embedding whose buffers follow the length of the text that it runs."""
+    """Return whether it is a rotary embedding whose buffers follow the length of the text that it runs."""
     kinds = getattr(module, "rope_type", None)
     found = kinds.values() if isinstance(kinds, Mapping) else [kinds]
     return any(isinstance(kind, str) and kind in GROWING_ROPE for kind in found)

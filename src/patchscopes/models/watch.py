@@ -21,7 +21,7 @@ from torch.nn.modules import module as torch_module
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from patchscopes.models.probes import Probes
-from patchscopes.models.tree import GLOBAL_HOOKS, grows, plain_forward, unwrapped
+from patchscopes.models.tree import GLOBAL_HOOKS, grows, plain_forward, runs_users_code, unwrapped
 
 TABLES = (
     "_parameters",
@@ -105,17 +105,12 @@ def frozen(value: Any) -> Any:
 
 
 def is_plain(value: Any) -> bool:
-    """Whether it is a number, a text, or a container of such: what `frozen` copies whole."""
+    """Return whether it is a number, a text, or a container of such: what `frozen` copies whole."""
     if isinstance(value, dict):
         return all(map(is_plain, value.values()))
     if isinstance(value, list | tuple | set | frozenset):
         return all(map(is_plain, value))
     return isinstance(value, PLAIN)
-
-
-def runs_users_code(module: nn.Module) -> bool:
-    """Whether a hook or an own forward runs when this module does: either may set what it likes on it."""
-    return bool(module._forward_hooks or module._forward_pre_hooks or "forward" in module.__dict__)
 
 
 Kind = Literal["weights", "hooks", "structure"]
@@ -217,7 +212,7 @@ class Watch:
 
 
 def _trains(module: nn.Module) -> bool:
-    """Whether it is in training mode and may compute otherwise for it: transformers' own, and what asks for the mode.
+    """Return whether a module is in training mode and may depend on it: transformers' own, and what asks for the mode.
 
     A plain layer that was put in or parametrized is in training mode by default, which means nothing to it.
     """
@@ -237,7 +232,7 @@ def _stamp(tensor: Tensor) -> tuple[Any, ...]:
 
 
 def _same(now: Mapping[str, Any], before: Mapping[str, Any]) -> bool:
-    """Whether two mappings are equal; False where that cannot be told, as of tensors that are not the same one."""
+    """Return whether two mappings are equal; False where that cannot be told, as of two tensors."""
     try:
         return bool(now == before)
     except (RuntimeError, TypeError, ValueError):
@@ -249,7 +244,7 @@ def _equal(now: Mapping[str, Any], before: Mapping[str, Any], name: str) -> bool
 
 
 def collects(hook: Any) -> bool:
-    """Whether it is a hook of transformers, left where someone has asked for hidden states: it changes nothing."""
+    """Return whether it is a collector that transformers leaves once hidden states were asked for."""
     return str(getattr(hook, "__module__", "")).startswith("transformers.")
 
 
@@ -298,12 +293,12 @@ def _first_difference(now: Mapping[str, Any], before: Mapping[str, Any]) -> str:
 
 
 def _says(name: str, value: Any) -> bool:
-    """Whether an attribute is told where a structure is described."""
+    """Return whether an attribute is told where a structure is described."""
     return name not in ALWAYS and name not in NOTES and (is_plain(value) or callable(value))
 
 
 def _decides(now: Any, before: Any) -> bool:
-    """Whether an attribute may decide what its module computes: numbers, texts, functions; tensors come and go."""
+    """Return whether an attribute may decide what its module computes: numbers, texts, functions; tensors come and go."""
     return all(is_plain(value) or callable(value) for value in (now, before))
 
 
