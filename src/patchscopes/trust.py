@@ -65,7 +65,7 @@ def longest_text(cells: Iterable[Cell]) -> int:
 
 
 def is_trusted(model: Model, n_tokens: int = LONG) -> bool:
-    """Return whether the engine may run texts of `n_tokens`; compared at the first call after something was attached."""
+    """Return whether the engine may run texts of `n_tokens`; compared once for what is attached."""
     if not model.attached:
         return True
     found = model.kept(Batched, lambda _: Batched(same=True))

@@ -315,7 +315,7 @@ def _neighbours(states: Float[Tensor, "place d_model"]) -> Float[Tensor, "place 
 def _ours(
     model: Model, ids: Int[Tensor, "text column"], tops: Int[Tensor, "text token k"]
 ) -> list[Float[Tensor, "token k"]]:
-    """Run the texts as the engine does: a prefix shared, rows that start at layers 0, half way and the last but one, then steps.
+    """Run the texts as the engine does: a prefix shared, rows from layers 0, half way and the last but one on, steps.
 
     Behind the tokens that they start with rows run several at once, as given answers do, and then one at a time.
     """

@@ -298,7 +298,7 @@ def _says(name: str, value: Any) -> bool:
 
 
 def _decides(now: Any, before: Any) -> bool:
-    """Return whether an attribute may decide what its module computes: numbers, texts, functions; tensors come and go."""
+    """Return whether an attribute may decide what its module computes: numbers, texts and functions may."""
     return all(is_plain(value) or callable(value) for value in (now, before))
 
 
