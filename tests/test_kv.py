@@ -178,11 +178,11 @@ def test_the_models_own_attention_is_back_after_a_pass_whatever_happens(llama: M
     rows = rows_on(llama, IDS[:3], 1, 6)
     with compute_of(llama).installed(), llama.running() as tree:
         with rows.running(0, 1, 1):
-            assert tree.config._attn_implementation == "patchscopes"
+            assert tree.configs[0]._attn_implementation == "patchscopes"
             assert llama.hf.config._attn_implementation == before, "the caller's own is never touched"
         with pytest.raises(KeyError), rows.running(0, 1, 1):
             raise KeyError
-        assert tree.config._attn_implementation == before
+        assert tree.configs[0]._attn_implementation == before
     assert rows.lengths.tolist() == [1], "a pass that failed has added nothing"
 
 

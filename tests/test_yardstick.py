@@ -98,7 +98,7 @@ def test_attention_comes_back_as_it_was_also_where_a_pass_fails() -> None:
     before = config._attn_implementation
     (other,) = other_attentions(model)
     with suppress(RuntimeError), attention_by(model, other), model.running() as tree:
-        assert tree.config._attn_implementation == other != before
+        assert tree.configs[0]._attn_implementation == other != before
         assert config._attn_implementation == before, "of private modules alone"
         raise RuntimeError
     assert config._attn_implementation == before

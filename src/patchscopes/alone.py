@@ -10,6 +10,7 @@ Axes: row (always one), column.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
@@ -57,13 +58,14 @@ class Batched:
     It was compared on texts of up to `n_tokens`.
     """
 
+    of_attached: ClassVar[bool] = True
     same: bool
     n_tokens: int = 0
 
 
 def batched(model: Model) -> bool:
     """Return whether texts of the model may run together: nothing is attached, or what is attached bears it."""
-    return not model.attached or model.kept(Batched, _unknown).same
+    return model.private and (not model.attached or model.kept(Batched, _unknown).same)
 
 
 def _unknown(_: Model) -> Batched:

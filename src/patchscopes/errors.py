@@ -142,7 +142,14 @@ class SelfCheckError(ModelError):
 
 
 class ModelChangedError(ModelError):
-    """The model in memory was changed while it ran, so that rows would be of two models (rule 0)."""
+    """The model in memory was changed while it ran, so that rows would be of two models (rule 0).
+
+    `rows` are the numbers of all rows that were given since the model was last seen unchanged.
+    """
+
+    def __init__(self, message: str, rows: tuple[int, ...] = ()) -> None:
+        super().__init__(message)
+        self.rows = rows
 
 
 class ModelRunError(ModelError):

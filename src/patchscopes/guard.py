@@ -9,6 +9,7 @@ import time
 from collections.abc import Sequence
 
 from patchscopes.errors import ModelChangedError
+from patchscopes.foreign import running
 from patchscopes.mappings import Transfer
 from patchscopes.proof import prove_again
 
@@ -17,6 +18,8 @@ SHARE = 1 / 50
 MIN_INTERVAL_S = 0.02
 NUMBERS_EVERY_S = 60.0
 MAX_NAMED = 3
+# Of ranges of rows: beyond them an error's `rows` has all.
+MAX_RANGES = 20
 
 
 class Guard:
@@ -43,7 +46,7 @@ class Guard:
         changed = self._changes()
         self._looked = time.monotonic()
         if changed:
-            raise ModelChangedError(_told(changed, given, kept=kept))
+            raise ModelChangedError(_told(changed, given, kept=kept), tuple(sorted(given)))
 
     def holds(self) -> bool:
         """Return whether the models are what they were, as far as structure and samples tell."""
@@ -65,7 +68,8 @@ class Guard:
             self._hashed = time.monotonic()
         if self._compares and now - self._compared >= NUMBERS_EVERY_S:
             for model in self._models:
-                prove_again(model)
+                with running(model.id):
+                    prove_again(model)
             self._compared = time.monotonic()
         return found
 
@@ -88,5 +92,6 @@ def _ranges(rows: Sequence[int]) -> str:
             parts[-1][1] = row
         else:
             parts.append([row, row])
-    shown = [f"{first}" if first == last else f"{first} to {last}" for first, last in parts[:MAX_NAMED]]
-    return ", ".join(shown) + (", …" if len(parts) > MAX_NAMED else "")
+    shown = [f"{first}" if first == last else f"{first} to {last}" for first, last in parts[:MAX_RANGES]]
+    more = f" and {sum(last - first + 1 for first, last in parts[MAX_RANGES:]):,} more (the error's `rows`)"
+    return ", ".join(shown) + (more if len(parts) > MAX_RANGES else "")

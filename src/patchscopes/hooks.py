@@ -118,7 +118,8 @@ def enter(model: Model, entry: Entry) -> Iterator[None]:
     n_rows = len(entry.layers)
     tuples = returns_tuples(model)
     with model.running() as tree:
-        assert tree.private, "rows start at their own layers in private modules alone"
+        if not tree.private:
+            raise AssertionError("rows start at their own layers in private modules alone")
         calls: dict[nn.Module, Callable[..., Any]] = {
             block: _Started(block._call_impl, n, n_rows, tuples, entry if index == 0 else None)
             for index, block in enumerate(tree.blocks)

@@ -306,7 +306,8 @@ _attending = _Attending()
 def _attend(module: nn.Module, *args: Any, **options: Any) -> tuple[Tensor, None]:
     """Attend to the rows that run in this thread; what transformers calls for private modules while they do."""
     rows = _attending.rows
-    assert rows is not None, "only private modules have this implementation, and only while rows run"
+    if rows is None:
+        raise AssertionError("only private modules have this implementation, and only while rows run")
     return rows.attention(module, *args, **options)
 
 
@@ -330,13 +331,14 @@ def shared_or_copied(model: Model, run: Callable[[], T]) -> T:
 def _through_interface(rows: Rows) -> Iterator[None]:
     """While open, the attention of the private modules that this thread runs is that of `rows`."""
     with rows._model.running() as tree:
-        assert tree.private, "a prefix is shared in private modules alone"
-        before, seen = tree.config._attn_implementation, _attending.rows
-        tree.config._attn_implementation, _attending.rows = INTERFACE, rows
+        if not tree.private:
+            raise AssertionError("a prefix is shared in private modules alone")
+        seen, _attending.rows = _attending.rows, rows
         try:
-            yield
+            with tree.attending_by(INTERFACE):
+                yield
         finally:
-            tree.config._attn_implementation, _attending.rows = before, seen
+            _attending.rows = seen
 
 
 def _refuse_unknown(options: dict[str, Any], mask: Tensor | None) -> None:

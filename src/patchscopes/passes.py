@@ -106,6 +106,7 @@ def _steady(model: Model) -> Iterator[None]:
     model.current()
     epoch = model.epoch
     yield
+    model.ran()
     changes = [change.text for change in model.changes()]
     if changes or model.epoch != epoch:
         raise ModelChangedError(

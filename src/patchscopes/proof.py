@@ -89,8 +89,13 @@ def error_of(ours: Float[Tensor, "row step d_vocab"], own: Float[Tensor, "step d
     """
     expected = own.float().log_softmax(-1).topk(min(TOP, own.shape[-1]), dim=-1)
     found = ours.float().log_softmax(-1).gather(-1, expected.indices.expand(len(ours), -1, -1))
-    difference = float((found - expected.values).abs().max())
+    difference = float(differences(found, expected.values).abs().max())
     return math.inf if math.isnan(difference) else difference
+
+
+def differences(found: Tensor, expected: Tensor) -> Tensor:
+    """Return found − expected, NaN where one is no number; 0 where both are −inf, as of tokens that a hook forbids."""
+    return torch.where((found == expected) & (found < math.inf), torch.zeros_like(found), found - expected)
 
 
 @calm()

@@ -327,6 +327,8 @@ class Session:
             self._hold(guard, given)
             ended = True
         finally:
+            for model in self.inspection.transfer.models:
+                model.ran()
             # Interrupted or left alone: what was given is kept where the model is still what it was.
             if not ended and given and guard.holds():
                 self._keep(given)

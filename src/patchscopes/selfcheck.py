@@ -31,7 +31,7 @@ from patchscopes.kv import shared_or_copied
 from patchscopes.layout import Layout
 from patchscopes.models import Inputs, Model, calm
 from patchscopes.models.architectures import TABLE
-from patchscopes.proof import LENGTH, POSITION, WITHIN, Proven, engine_logits, error_of, some_ids
+from patchscopes.proof import LENGTH, POSITION, WITHIN, Proven, differences, engine_logits, error_of, some_ids
 from patchscopes.rng import philox
 from patchscopes.spec import Ids
 from patchscopes.vectors import rescaled
@@ -50,7 +50,7 @@ TIMES = " times what the model's own ways differ by"
 # What a claim that fails usually comes from.
 LIKELY: Mapping[str, str] = MappingProxyType(
     {
-        "self-write": "Two runs of one text differ: dropout, or noise, is on; switch it off.",
+        "self-write": "Two runs of one text differ: dropout or noise is on, or a hook counts its calls; switch it off.",
         "causal": "It sees later tokens, as encoders do, or runs its blocks in another order; it is not supported.",
         "lens": "It computes its logits, or norms its last layer, in a way that is not known; it is not supported.",
         "batch": "Texts beside a text, padding or its cache change it: activations quantised by the whole batch, or a "
@@ -182,7 +182,7 @@ class _Check:
         everywhere = Places((0,) * LENGTH, tuple(range(LENGTH)))
         with capture(model, dict.fromkeys(self.layers, everywhere)) as self.states:
             self.logits = model.all_logits(self._tensor(self.ids))[0]
-        self.scale = float(self.logits.std()) or 1.0
+        self.scale = float(self.logits[self.logits.isfinite()].std()) or 1.0
         self._nats = 0.0
 
     @calm()
@@ -314,7 +314,7 @@ class _Check:
         return torch.tensor([ids], dtype=torch.long, device=self.model.device)
 
     def _deviation(self, a: Tensor, b: Tensor) -> float:
-        difference = float((a - b).abs().max()) / self.scale
+        difference = float(differences(a, b).abs().max()) / self.scale
         return float("inf") if math.isnan(difference) else difference
 
 
@@ -356,7 +356,7 @@ class _HalfCheck(_Check):
     def _deviation(self, a: Tensor, b: Tensor) -> float:
         expected = b.log_softmax(-1).topk(min(TOP, b.shape[-1]), dim=-1)
         found = a.log_softmax(-1).gather(-1, expected.indices)
-        return Spread.of(found - expected.values).over(self._measured.theirs)
+        return Spread.of(differences(found, expected.values)).over(self._measured.theirs)
 
 
 class _AloneCheck(_Check):

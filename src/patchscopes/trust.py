@@ -18,7 +18,7 @@ from patchscopes.engine import Engine, shape_of
 from patchscopes.foreign import running
 from patchscopes.kv import copy_prefixes, sharing
 from patchscopes.mappings import Transfer
-from patchscopes.models import Model
+from patchscopes.models import Model, first_of
 from patchscopes.plan import Budget, Plan, Runner, compile_plan
 from patchscopes.proof import prove, some_ids
 from patchscopes.reference import Reference
@@ -55,8 +55,9 @@ def settle(runner: Runner | str, models: Iterable[Model], n_tokens: int) -> None
     """
     if (runner if isinstance(runner, str) else getattr(runner, "name", "")) == TrustedEngine.name:
         for model in models:
-            if is_trusted(model, n_tokens):
-                prove(model)
+            with running(model.id):
+                if is_trusted(model, n_tokens):
+                    prove(model)
 
 
 def longest_text(cells: Iterable[Cell]) -> int:
@@ -66,11 +67,12 @@ def longest_text(cells: Iterable[Cell]) -> int:
 
 def is_trusted(model: Model, n_tokens: int = LONG) -> bool:
     """Return whether the engine may run texts of `n_tokens`; compared once for what is attached."""
-    if not model.attached:
-        return True
+    if not model.attached or not model.private:
+        return model.private
     found = model.kept(Batched, lambda _: Batched(same=True))
     if found.same and found.n_tokens < n_tokens:
         found = Batched(_same_in_batches(model, max(LONG, n_tokens)), n_tokens)
+        model.ran()
         model.keep(found)
     return found.same
 
@@ -79,19 +81,19 @@ def distrust(model: Model, n_tokens: int = LONG) -> str | None:
     """Return what the user should know where a model runs one row at a time, None where it does not."""
     if is_trusted(model, n_tokens):
         return None
-    named = ", ".join(map(str, model.attached[:3])) + (", …" if len(model.attached) > 3 else "")
+    slow = "So each row runs by itself, as in the model's own generate, which is many times slower."
+    if not model.private:
+        named = first_of(list(map(str, model.attached))) or "hooks that the process has on every module"
+        return f"{model.id} has {named}: a run cannot have copies of its modules that act alike. {slow}"
     return (
-        f"{model.id} has {named}: in a batch, behind a shared prefix or in a later pass it gives something else than "
-        "alone. So each row runs by itself, as in the model's own generate, which is many times slower."
+        f"{model.id} has {first_of(list(map(str, model.attached)))}: in a batch, behind a shared prefix or in a later "
+        f"pass it gives something else than alone. {slow}"
     )
 
 
 def _same_in_batches(model: Model, n_tokens: int) -> bool:
     """Compare engine and reference; with copied prefixes where shared ones do not agree."""
     model.keep(Batched(same=False))
-    with model.running() as tree:
-        if not tree.private:
-            return False  # the engine runs private modules, and this model has none
     cells = tuple(_cells(model, n_tokens))
     with running(model.id):
         return _compared(model, cells)

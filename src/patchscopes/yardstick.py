@@ -273,13 +273,8 @@ def other_attentions(model: Model) -> list[str]:
 @contextmanager
 def attention_by(model: Model, name: str) -> Iterator[None]:
     """While open, the private modules that this thread runs attend by the implementation `name`."""
-    with plain_compute(model).installed(), model.running() as tree:
-        before = tree.config._attn_implementation
-        tree.config._attn_implementation = name
-        try:
-            yield
-        finally:
-            tree.config._attn_implementation = before
+    with plain_compute(model).installed(), model.running() as tree, tree.attending_by(name):
+        yield
 
 
 def _cached(model: Model, ids: Int[Tensor, "text column"]) -> Float[Tensor, "text column d_vocab"]:

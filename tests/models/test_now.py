@@ -20,7 +20,8 @@ from patchscopes.guard import Guard
 from patchscopes.kv import sharing
 from patchscopes.mappings import Transfer
 from patchscopes.models import Model, attached, probes, wrap_in_memory
-from patchscopes.models.attached import Hasher
+from patchscopes.models import hasher as hasher_room
+from patchscopes.models.hasher import Hasher
 from patchscopes.models.probes import Probes, words_of
 
 PROMPT = "cat -> cat; {} ->"
@@ -218,7 +219,7 @@ def test_what_ours_refuses_is_found_out_again_after_a_change() -> None:
         for block in model.hf.get_submodule("model.layers"):
             block.self_attn.forward = partial(refusing, block.self_attn)  # type: ignore[operator,union-attr]
         with pytest.MonkeyPatch.context() as patched:
-            patched.setattr(attached, "_all", lambda _: iter(()))  # as if the family were so
+            patched.setattr(attached, "_all", lambda *_: iter(()))  # as if the family were so
             assert look(model)[0].status == "ok"
             assert sharing(model) == "copied"
             model.refresh()
@@ -319,8 +320,10 @@ import sys; sys.path[:0] = ["tests"]
 import torch, families, copy
 from patchscopes.models import wrap_in_memory
 hf = copy.deepcopy(families.build("llama"))
-vector = torch.arange(32.0)
-hf.model.layers[1].register_forward_hook(lambda module, args, output: output + vector)
+vector, names = torch.arange(32.0), {"b", "a", "c", "d"}
+hf.model.layers[1].register_forward_hook(
+    lambda module, args, output: output + vector if len(names) in {4, "x", "y"} else output
+)
 model = wrap_in_memory(hf, families.tiny_tokenizer())
 print(model.identity, model.unhashed)
 """
@@ -396,7 +399,7 @@ def test_numbers_texts_tensors_and_what_holds_them_are_hashed(value: Any, hashed
 
 
 def test_what_a_recorder_has_gathered_is_not_hashed_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attached, "MAX_BYTES", 100)
+    monkeypatch.setattr(hasher_room, "MAX_BYTES", 100)
     hasher = Hasher()
     hasher.add([torch.zeros(20), torch.zeros(20)])
     assert not hasher.complete

@@ -12,7 +12,7 @@ from patchscopes import kernels
 from patchscopes.compute import linear
 from patchscopes.compute.blocks import mlp_function, norm_function, rotary_functions
 from patchscopes.compute.head import Head
-from patchscopes.models import Model, Replacements, Trees, calm, runs_alone
+from patchscopes.models import Model, Replacements, Trees, calm, is_built_in, runs_alone
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ def compute_of(model: Model) -> Compute:
 
 def plain_compute(model: Model) -> Compute:
     """A Compute in which nothing stands in for a module: all of them run themselves."""
-    trees = Trees(model.hf, model.blocks, Replacements(attention=True))
+    trees = model.trees(Replacements(attention=True))
     return Compute(model, Head(model, repack=False), trees)
 
 
@@ -50,7 +50,7 @@ def _make(model: Model) -> Compute:
     weights = sum(p.numel() * p.element_size() for p in model.hf.parameters())
     repack = linear.room_to_repack(weights)
     parts = [part for block in model.blocks for part in block.modules()]
-    replaceable = [part for part in (*parts, *_final(model)) if runs_alone(part)]
+    replaceable = [part for part in (*parts, *_final(model)) if runs_alone(part) and _is_built_in(part)]
     linears = linear.linear_functions(replaceable, repack=repack)
     forwards: dict[nn.Module, Callable[[Tensor], Tensor]] = dict(linears)
     rotary: dict[Callable[..., Any], Callable[..., Any]] = {}
@@ -60,8 +60,13 @@ def _make(model: Model) -> Compute:
             if function is not None:
                 forwards[part] = function
         rotary = rotary_functions(parts)
-    trees = Trees(model.hf, model.blocks, Replacements(forwards, rotary, attention=True))
+    trees = model.trees(Replacements(forwards, rotary, attention=True))
     return Compute(model, Head(model, repack=repack), trees, forwards, rotary)
+
+
+def _is_built_in(part: nn.Module) -> bool:
+    """Return whether a module and all within it are of classes that compute with what is watched."""
+    return all(is_built_in(type(module)) for module in part.modules())
 
 
 def _final(model: Model) -> list[nn.Module]:

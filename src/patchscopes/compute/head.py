@@ -88,11 +88,15 @@ class Head:
 
     @calm()
     def best(self, x: Float[Tensor, "row d_head_in"]) -> Best:
-        """The most likely token of each row. Scale and softcap keep the order, so only the largest logit needs them."""
+        """The most likely token of each row."""
         top = kernels.Top.none(x.shape[0], 1, x.device)
+        if not self._model.scale_keeps_order:
+            for start, part in self._parts(x):
+                top = kernels.top_k(part, start, top)
+            return Best(top.values[:, 0], top.indices[:, 0])
         for start, chunk in self._chunks:
             top = kernels.top_k(chunk(x).float(), start, top)  # kernels read float32
-        return Best(self._model.scaled_logits(top.values[:, 0]), top.indices[:, 0])
+        return Best(self._model.scaled_logits(top.values[:, 0]), top.indices[:, 0])  # only the largest needs it
 
     @calm()
     def logits(self, x: Float[Tensor, "row d_head_in"]) -> Float[Tensor, "row d_vocab"]:

@@ -1,6 +1,8 @@
 """Names → weights → a Model. The only files that know HF's class layout."""
 
+from patchscopes.models.attached import is_built_in
 from patchscopes.models.calm import calm
+from patchscopes.models.checks import first_of
 from patchscopes.models.linears import matrix_of
 from patchscopes.models.loading import LoadOptions, load_by_name, wrap_in_memory
 from patchscopes.models.model import Columns, Inputs, Model
@@ -17,6 +19,8 @@ __all__ = [
     "Trees",
     "calm",
     "check_tokenizer",
+    "first_of",
+    "is_built_in",
     "load_by_name",
     "matrix_of",
     "runs_alone",

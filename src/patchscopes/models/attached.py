@@ -2,28 +2,27 @@
 
     hook       forward hooks and pre-hooks, of modules and of the whole process
     forward    a `forward` that was set on a module
+    function   one that was put in the place of a function of transformers or torch that the model's forwards call
     module     a module of a class that is neither torch's, transformers', accelerate's nor a quantiser's
+    attribute  beside any of these: tensors and objects of the caller's own that stand on modules, for them to read
 
-Each is told by its module's path, its qualified name, its code, and a hash of the numbers, texts and tensors that it
-closes over. What cannot be hashed is told by a token that only this process has.
+Each is told by its place, its qualified name, and a hash of its code and of what it computes with (`hasher.py`).
 """
 
 import functools
-import hashlib
 import types
-import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Any, Literal
 
-import torch
+import numpy as np
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
+from patchscopes.models.hasher import NOT_TOLD, Hasher, is_library
 from patchscopes.models.tree import GLOBAL_HOOKS, HOOKS, own_forward
-from patchscopes.models.watch import PLAIN, collects, walk
+from patchscopes.models.watch import Named, collects, home_of, is_plain, walk
 
 OURS = frozenset({"patchscopes", "torch", "accelerate"})
 # Packages whose modules keep what they compute with in parameters, buffers and the config.
@@ -31,19 +30,19 @@ BUILT_IN = frozenset(
     {"torch", "transformers", "transformers_modules", "accelerate", "patchscopes", "bitsandbytes", "awq", "gptqmodel"}
     | {"auto_gptq", "optimum", "hqq", "torchao", "compressed_tensors", "quanto", "aqlm", "eetq", "kernels"}
 )
-MAX_DEPTH = 8
-# More than a steering vector or a dictionary of features: what a recorder has gathered is not hashed at every call.
-MAX_BYTES = 1 << 28
-THIS_PROCESS = uuid.uuid4().hex
 
-What = Literal["hook", "forward", "module"]
+# What a library's own class is, and a caller's thing all the same.
+HOLDERS = (Tensor, np.ndarray, list, dict, tuple)
+
+What = Literal["hook", "forward", "function", "module", "attribute"]
 
 
 @dataclass(frozen=True, slots=True)
 class Attached:
-    """One thing that is attached: its kind, the path of its module, its name, and its digest.
+    """One thing that is attached: its kind, its place (a module's path), its name, and its digest.
 
-    `hashed` is False where the digest is good in this process only.
+    `hashed` is False where the digest is good in this process only. `way` is the digest without the values of tensors:
+    how the thing acts, whatever it acts with.
     """
 
     what: What
@@ -51,14 +50,27 @@ class Attached:
     name: str
     digest: str
     hashed: bool
+    way: str
 
     def __str__(self) -> str:
         return f"{self.what} {self.name} on {self.path or 'the model'}"
 
 
-def attached(hf: PreTrainedModel) -> tuple[Attached, ...]:
-    """Return all that is attached to a model and is not ours, torch's or accelerate's, in the order of its modules."""
-    return tuple(_all(hf))
+def attached(hf: PreTrainedModel, named: Iterable[Named] = ()) -> tuple[Attached, ...]:
+    """Return all that is attached to a model and is not ours, torch's or accelerate's, in the order of its modules.
+
+    `named` are the functions that its forwards call, by the names that they stand in.
+    """
+    known = {module: path for path, module in walk(hf)}
+    found = [_attached(what, path, thing, known) for what, path, thing in _all(hf, known, named)]
+    if found:
+        found += [_attribute(path, name, value, known) for path, name, value in _attributes(known)]
+    return tuple(found)
+
+
+def is_built_in(kind: type[nn.Module]) -> bool:
+    """Return whether a class is of a package whose modules keep what they compute with where it is watched."""
+    return kind.__module__.partition(".")[0] in BUILT_IN
 
 
 def is_ours(function: Any) -> bool:
@@ -72,21 +84,47 @@ def is_ours(function: Any) -> bool:
     return package in OURS and not str(owner).startswith("torch.nn.utils")
 
 
-def _all(hf: PreTrainedModel) -> Iterator[Attached]:
-    known = {module: path for path, module in walk(hf)}
-    for name in GLOBAL_HOOKS:
-        for hook in getattr(torch_module, name).values():
+def _all(
+    hf: PreTrainedModel, known: Mapping[nn.Module, str], named: Iterable[Named]
+) -> Iterator[tuple[What, str, Any]]:
+    for table in GLOBAL_HOOKS:
+        for hook in getattr(torch_module, table).values():
             if not is_ours(hook) and not collects(hook):
-                yield _attached("hook", "every module", hook, known)
+                yield "hook", "every module", hook
+    for one in named:
+        if _is_put_in(one.function) and not (isinstance(one.holder, type) and not is_built_in(one.holder)):
+            yield "function", one.place, one.function
     for module, path in known.items():
-        for table in HOOKS:
-            for hook in module.__dict__[table].values():
+        for name in HOOKS:
+            for hook in module.__dict__[name].values():
                 if not is_ours(hook) and not collects(hook):
-                    yield _attached("hook", path, hook, known)
+                    yield "hook", path, hook
         if (forward := own_forward(module)) is not None and not _is_own_class_forward(forward, module):
-            yield _attached("forward", path, forward, known)
-        if type(module).__module__.partition(".")[0] not in BUILT_IN and module is not hf:
-            yield _module(path, module, known)
+            yield "forward", path, forward
+        kind = type(module)
+        if not is_built_in(kind) and (module is not hf or _is_put_in(kind.forward)):
+            yield "module", path, module
+
+
+def _is_put_in(function: Any) -> bool:
+    """Return whether a function that stands in a library's place is the caller's own."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    return not is_library(home_of(function)) or not is_library(str(getattr(function, "__module__", None) or "builtins"))
+
+
+def _attributes(known: Mapping[nn.Module, str]) -> Iterator[tuple[str, str, Any]]:
+    """Yield what of the caller's own stands on modules of libraries; plain values are watched, and modules are told."""
+    for module, path in known.items():
+        if not is_built_in(type(module)):
+            continue
+        for name, value in module.__dict__.items():
+            # What torch's own hooks make anew at each call: `weight` of `weight_orig` and a mask, or of two parts.
+            made = any(parameter.startswith(f"{name}_") for parameter in module._parameters)
+            if made or name in NOT_TOLD or isinstance(value, nn.Module) or is_plain(value):
+                continue
+            if isinstance(value, HOLDERS) or not is_library(type(value).__module__):
+                yield path, name, value
 
 
 def _is_own_class_forward(forward: Any, module: nn.Module) -> bool:
@@ -97,25 +135,21 @@ def _is_own_class_forward(forward: Any, module: nn.Module) -> bool:
     return is_ours(forward)
 
 
-def _attached(what: What, path: str, function: Any, known: Mapping[nn.Module, str]) -> Attached:
-    hasher = Hasher(known)
-    hasher.add(function)
-    return Attached(what, path, _name(function), hasher.digest(), hasher.complete)
+def _attached(what: What, path: str, thing: Any, known: Mapping[nn.Module, str]) -> Attached:
+    hashers = Hasher(known), Hasher(known, values=False)
+    for hasher in hashers:
+        if what == "module":  # what of it is neither a parameter nor a child
+            hasher.add(type(thing))
+            hasher.attributes(thing)
+        else:
+            hasher.add(thing)
+    digest, way = (hasher.digest() for hasher in hashers)
+    return Attached(what, path, _name(thing), digest, hashers[0].complete, way)
 
 
-def _module(path: str, module: nn.Module, known: Mapping[nn.Module, str]) -> Attached:
-    """Return a module of the caller's class: what of its `__dict__` is neither a parameter nor a child."""
-    hasher, kind = Hasher(known), type(module)
-    hasher.add(kind)
-    state = {name: value for name, value in module.__dict__.items() if not name.startswith("_") or name in _ADAPTERS}
-    for name in sorted(state):
-        if name != "training":
-            hasher.add((name, state[name]))
-    return Attached("module", path, f"{kind.__module__}.{kind.__qualname__}", hasher.digest(), hasher.complete)
-
-
-# Of PEFT's layers: which adapters are active, and whether they are switched off.
-_ADAPTERS = frozenset({"_disable_adapters", "_active_adapter"})
+def _attribute(path: str, name: str, value: Any, known: Mapping[nn.Module, str]) -> Attached:
+    found = _attached("attribute", path, value, known)
+    return Attached("attribute", path, name, found.digest, found.hashed, found.way)
 
 
 def _name(function: Any) -> str:
@@ -123,125 +157,3 @@ def _name(function: Any) -> str:
         function = function.func
     kind = function if hasattr(function, "__qualname__") else type(function)
     return f"{kind.__module__}.{kind.__qualname__}"
-
-
-class Hasher:
-    """A digest of numbers, texts, tensors, functions and what holds them; `complete` unless something else was met.
-
-    Modules of `known` are the model's own, and told by their path.
-    """
-
-    def __init__(self, known: Mapping[nn.Module, str] = MappingProxyType({})) -> None:
-        self._digest = hashlib.sha256()
-        self._known = known
-        self._open: set[int] = set()
-        self._left = MAX_BYTES
-        self.complete = True
-
-    def digest(self) -> str:
-        """Return the digest so far, in hex; one of this process alone where it is not complete."""
-        token = b"" if self.complete else THIS_PROCESS.encode()
-        return hashlib.sha256(self._digest.digest() + token).hexdigest()[:16]
-
-    def add(self, value: Any, depth: int = 0) -> None:
-        """Take a value into account."""
-        if isinstance(value, PLAIN):
-            self._say(type(value).__name__, repr(value))
-        elif isinstance(value, Tensor):
-            self._tensor(value)
-        elif id(value) in self._open:
-            self._say("again")
-        elif depth > MAX_DEPTH:
-            self._unknown(value)
-        else:
-            self._open.add(id(value))
-            self._add_whole(value, depth + 1)
-            self._open.discard(id(value))
-
-    def _add_whole(self, value: Any, depth: int) -> None:
-        if isinstance(value, Mapping):
-            self._say("mapping", len(value))
-            self._several((part for item in value.items() for part in item), depth)
-        elif isinstance(value, list | tuple):
-            self._say("sequence", len(value))
-            self._several(value, depth)
-        elif isinstance(value, set | frozenset):
-            self._say("set", *sorted(map(repr, value)))
-        elif isinstance(value, functools.partial):
-            self._say("partial")
-            self._several((value.func, value.args, value.keywords), depth)
-        elif isinstance(value, types.MethodType):
-            self._say("method")
-            self._several((value.__func__, value.__self__), depth)
-        elif isinstance(value, types.FunctionType):
-            self._function(value, depth)
-        elif isinstance(value, type | types.BuiltinFunctionType | types.ModuleType):
-            self._say("name", getattr(value, "__module__", ""), getattr(value, "__qualname__", value.__name__))
-        elif type(value).__module__ == "numpy":
-            self._say("numpy", repr(getattr(value, "dtype", "")), getattr(value, "shape", ""))
-            self._digest.update(value.tobytes()) if hasattr(value, "tobytes") else self._unknown(value)
-        else:
-            self._object(value, depth)
-
-    def _object(self, value: Any, depth: int) -> None:
-        """Take an object into account by its class and attributes; modules and configs of the model by their class."""
-        self._say("object", type(value).__module__, type(value).__qualname__)
-        if isinstance(value, nn.Module):
-            if value in self._known:
-                self._say(self._known[value])
-            else:
-                self._several(sorted(value.state_dict().items()), depth)
-                self._several(((k, v) for k, v in sorted(vars(value).items()) if not k.startswith("_")), depth)
-        elif isinstance(value, PretrainedConfig):
-            return
-        elif hasattr(value, "__dict__"):
-            self._several(vars(value).items(), depth)
-        else:
-            self._unknown(value)
-
-    def _function(self, value: types.FunctionType, depth: int) -> None:
-        self._say("function", value.__module__, value.__qualname__)
-        self._code(value.__code__)
-        cells = []
-        for cell in value.__closure__ or ():
-            try:
-                cells.append(cell.cell_contents)
-            except ValueError:  # not yet assigned
-                cells.append(None)
-        self._several((*cells, value.__defaults__, value.__kwdefaults__), depth)
-        named = {name: value.__globals__[name] for name in value.__code__.co_names if name in value.__globals__}
-        for name in sorted(named):
-            self._say("global", name)
-            # Functions and modules by their names alone: a caller's program is not followed whole.
-            whole = not isinstance(named[name], types.FunctionType | types.ModuleType | type | nn.Module)
-            if whole and isinstance(named[name], (*PLAIN, Tensor, list, tuple, dict)):
-                self.add(named[name], depth)
-
-    def _code(self, code: types.CodeType) -> None:
-        self._digest.update(code.co_code)
-        self._say(*code.co_names, *code.co_varnames)
-        for constant in code.co_consts:
-            if isinstance(constant, types.CodeType):
-                self._code(constant)
-            else:
-                self._say(repr(constant))
-
-    def _tensor(self, value: Tensor) -> None:
-        self._say("tensor", value.dtype, tuple(value.shape))
-        self._left -= value.numel() * value.element_size()
-        if value.device.type == "meta" or self._left < 0:
-            self._unknown(value)
-        elif value.numel():
-            flat = value.detach().contiguous().cpu().reshape(-1)
-            self._digest.update(flat.view(torch.uint8).numpy().data)
-
-    def _several(self, values: Any, depth: int) -> None:
-        for value in values:
-            self.add(value, depth)
-
-    def _say(self, *parts: object) -> None:
-        self._digest.update("\x1f".join(map(str, parts)).encode() + b"\x1e")
-
-    def _unknown(self, value: object) -> None:
-        self.complete = False
-        self._say("unknown", id(value))

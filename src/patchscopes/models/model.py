@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 import torch
 from jaxtyping import Float, Int
@@ -28,6 +28,7 @@ from patchscopes.models.watch import Change, Watch, brought_to
 T = TypeVar("T")
 
 UNBOUNDED = 1_000_000
+ALIKE = 1e-4
 
 
 Columns = Literal["last", "all"]
@@ -70,7 +71,6 @@ class Model:
         self._here = _Here()
         self._fault: str | None = None  # of a change: loading has refused what it was loaded with
         self._measure()
-        self._takes = frozenset(pyinspect.signature(hf.forward).parameters)
 
     def _measure(self) -> None:
         """Find blocks and sizes, which a change of the model may change."""
@@ -82,6 +82,7 @@ class Model:
         self.d_vocab = int(config.vocab_size)
         self.max_context = int(getattr(config, "max_position_embeddings", None) or UNBOUNDED)
         self.rope_switch = rope_switch(self.hf.config)
+        self._takes = _parameters(self.hf)
 
     def __repr__(self) -> str:
         return (
@@ -173,6 +174,10 @@ class Model:
             raise UnsupportedModelError(self._fault)
         return same
 
+    def ran(self) -> None:
+        """Take note that a run has ended: what hooks have counted and recorded in it changes nothing of how they act."""
+        self._now.ran()
+
     def refresh(self) -> None:
         """Take the model as it is by now, whether or not a change is seen.
 
@@ -231,6 +236,18 @@ class Model:
         """Replace the cached value of this type."""
         self._now.made[type(thing)] = thing
 
+    def trees(self, replacements: Replacements) -> Trees:
+        """Return what lends private trees of the model, for as long as it is what it is."""
+        trees = Trees(self.hf, self.blocks, replacements)
+        self._now.trees.add(trees)
+        return trees
+
+    @property
+    def private(self) -> bool:
+        """Return whether runs have modules of their own; else they run the caller's, one text at a time."""
+        with self.running() as tree:
+            return tree.private
+
     @contextmanager
     def running(self) -> Iterator[Tree]:
         """Give the modules that passes of this thread run while the context is open.
@@ -240,7 +257,7 @@ class Model:
         if self._here.tree is not None:
             yield self._here.tree
             return
-        with self.kept(Trees, _plain_trees).lent() as tree, self.run_by(tree):
+        with self.kept(PlainTrees, plain_trees).trees.lent() as tree, self.run_by(tree):
             yield tree
 
     @contextmanager
@@ -304,16 +321,27 @@ class Model:
 
     def scaled_logits(self, logits: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch n"]:
         """The head's output with the family's scale and softcap: what the model calls logits (rule 13)."""
-        architecture = self.architecture
-        config = self.hf.config.get_text_config(decoder=True)
-        if architecture.logit_multiplier:
-            logits = logits * getattr(config, architecture.logit_multiplier)
-        if architecture.logit_divisor:
-            logits = logits / getattr(config, architecture.logit_divisor)
-        cap = getattr(config, architecture.softcap) if architecture.softcap else None
+        multiplier, divisor = self._scales()
+        if multiplier is not None:
+            logits = logits * multiplier
+        if divisor is not None:
+            logits = logits / divisor
+        softcap = self.architecture.softcap
+        cap = getattr(self.hf.config.get_text_config(decoder=True), softcap) if softcap else None
         if cap:
             logits = torch.tanh(logits / cap) * cap
         return logits
+
+    @property
+    def scale_keeps_order(self) -> bool:
+        """Return whether the largest output of the head is the largest logit, as it is unless a scale is negative."""
+        return all(scale is None or scale > 0 for scale in self._scales())
+
+    def _scales(self) -> list[Any]:
+        """Return by what the model multiplies and divides logits: on itself where it has that, else in the config."""
+        config, own = self.hf.config.get_text_config(decoder=True), self.hf.__dict__
+        names = (self.architecture.logit_multiplier, self.architecture.logit_divisor)
+        return [own.get(name, getattr(config, name)) if name else None for name in names]
 
     @property
     def unembed_width(self) -> int:
@@ -401,5 +429,49 @@ class _Here(threading.local):
     tree: Tree | None = None
 
 
-def _plain_trees(model: Model) -> Trees:
-    return Trees(model.hf, model.blocks, Replacements())
+def _parameters(hf: nn.Module) -> frozenset[str]:
+    """Return the arguments that a model's forward takes by name; of one that hands all on, those of its bases too."""
+    found: set[str] = set()
+    for forward in (hf.forward, *(vars(kind)["forward"] for kind in type(hf).__mro__ if "forward" in vars(kind))):
+        parameters = pyinspect.signature(forward).parameters
+        found |= parameters.keys()
+        if not any(one.kind is one.VAR_KEYWORD for one in parameters.values()):
+            break
+    return frozenset(found)
+
+
+@dataclass(frozen=True, slots=True)
+class PlainTrees:
+    """Private trees in which nothing stands in for a module."""
+
+    of_attached: ClassVar[bool] = True
+    trees: Trees
+
+
+def plain_trees(model: Model) -> PlainTrees:
+    """Make a model's plain trees: the caller's own modules, where copies of them do not run as they do."""
+    trees = model.trees(Replacements())
+    if model.attached:
+        with trees.lent() as tree:
+            alike = not tree.private or runs_alike(model, tree)
+        if not alike:
+            trees.give_up()
+    return PlainTrees(trees)
+
+
+@calm()
+def runs_alike(model: Model, tree: Tree) -> bool:
+    """Return whether a private tree gives what the caller's own modules give: for a short text, and for one token.
+
+    What is attached may set attributes or hooks while it runs, which copies would not have.
+    """
+    for length in (7, 1):
+        ids = (torch.arange(length, dtype=torch.long, device=model.device)[None] * 37 + 5) % model.d_vocab
+        own = model.forward_of(model.hf, Inputs(ids), "all").float()
+        try:
+            copied = model.forward_of(tree.hf, Inputs(ids), "all").float()
+        except Exception:  # noqa: BLE001 (the model itself has just run; whatever a copy raises, it is none)
+            return False
+        if not torch.allclose(own, copied, rtol=ALIKE, atol=ALIKE, equal_nan=True):
+            return False
+    return True

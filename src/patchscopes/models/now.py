@@ -7,6 +7,9 @@ is then gone, and made anew by whoever needs it (rule 0).
 
 import hashlib
 import json
+import os
+import threading
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -16,8 +19,10 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from patchscopes.errors import UnsupportedModelError
-from patchscopes.models.attached import Attached, Hasher, attached
-from patchscopes.models.watch import Change, Watch, tensors
+from patchscopes.models.attached import Attached, attached
+from patchscopes.models.hasher import Hasher
+from patchscopes.models.tree import Trees
+from patchscopes.models.watch import Change, Watch, tensors, walk
 
 # Of a config: where it was read, and by what, and what cells record themselves.
 INDECISIVE = frozenset(
@@ -28,18 +33,23 @@ INDECISIVE = frozenset(
 class Now:
     """A model as it was when it was last looked at.
 
-    Attributes: `watch` (its structure and samples of its weights), `attached` (hooks, forwards and modules of the
-    caller's), `epoch` (how often it was taken anew), `made` (what was made of it, by type).
+    Attributes: `watch` (its structure and samples of its weights), `attached` (what is of the caller's), `epoch` (how
+    often it was taken anew), `made` (what was made of it, by type), `trees` (all that lend private trees of it).
     """
 
     def __init__(self, hf: PreTrainedModel, id: str, fingerprint: Callable[[], str]) -> None:
         self.hf, self.id = hf, id
         self.watch = Watch(hf)
-        self.attached: tuple[Attached, ...] = attached(hf)
+        self.attached: tuple[Attached, ...] = attached(hf, self.watch.functions)
+        self._ways = _ways(self.attached)
         self.epoch = 0
         self.made: dict[type, Any] = {}
+        self.trees: weakref.WeakSet[Trees] = weakref.WeakSet()
+        self.lock = threading.RLock()
+        _every.add(self)
         self._hash = fingerprint
         self._fingerprint: str | None = None
+        self._loaded_buffers = self._buffers = _hash_of_buffers(hf)
         self._as_loaded: str | None = None
         self._structure: str | None = None
 
@@ -59,6 +69,8 @@ class Now:
         decisive = {key: value for key, value in config.items() if key not in INDECISIVE}
         digest = hashlib.sha256(json.dumps(decisive, sort_keys=True, default=str).encode()).hexdigest()
         parts = [self.fingerprint, f"config:{digest[:16]}"]
+        if self._buffers != self._loaded_buffers:
+            parts.append(f"buffers:{self._buffers[:16]}")
         if self._structure is not None:
             parts.append(f"structure:{self._structure}")
         if named := [one for one in self.attached if one.hashed or variant is None]:
@@ -73,24 +85,47 @@ class Now:
 
         Raises UnsupportedModelError where it cannot be run as it is.
         """
-        changes = self.watch.changes(content=content)
-        if changes:
-            self.renew(changes)
-        self._refuse_training()
-        before, self.attached = self.attached, attached(self.hf)
-        return not changes and self.attached == before
+        with self.lock:  # threads that meet one change take the model anew once
+            changes = self.watch.changes(content=content)
+            if changes:
+                self.renew(changes)
+            self._refuse_training()
+            before, self.attached = self.attached, attached(self.hf, self.watch.functions)
+            if self.attached == before:
+                return not changes
+            self._forget()
+            return False
+
+    def _forget(self) -> None:
+        """Let go of what followed from things attached that are no longer what they were.
+
+        Copies of modules hold attributes as these were. What was found of how things act holds while they act so.
+        """
+        for trees in list(self.trees):
+            trees.forget()
+        if self._ways != (ways := _ways(self.attached)):
+            self._ways = ways
+            self.made = {kind: one for kind, one in self.made.items() if not getattr(kind, "of_attached", False)}
+
+    def ran(self) -> None:
+        """Take note that what is attached has just run: what it counts and records as it does is none of a caller's."""
+        if self.attached:
+            with self.lock:
+                self._ways = _ways(attached(self.hf, self.watch.functions))
 
     def renew(self, changes: Sequence[Change]) -> None:
         """Take the model as it is by now."""
         kinds = {change.kind for change in changes}
         before, self.watch = self.watch, Watch(self.hf)
-        self.attached = attached(self.hf)
+        self.attached = attached(self.hf, self.watch.functions)
+        self._ways = _ways(self.attached)
         if "structure" in kinds:
             self._as_loaded = self._as_loaded or _digest(before)
             now = _digest(self.watch)
             self._structure = None if now == self._as_loaded else now
         if "weights" in kinds:
             self._hash, self._fingerprint = partial(memory_hash, self.hf), None
+            self._buffers = _hash_of_buffers(self.hf)
         self.made = {}
         self.epoch += 1
 
@@ -103,6 +138,23 @@ class Now:
             )
 
 
+# Their locks are made anew in a forked child: a thread that held one stayed in the parent.
+_every: weakref.WeakSet[Now] = weakref.WeakSet()
+
+
+def _unlock() -> None:
+    for now in list(_every):
+        now.lock = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_unlock)
+
+
+def _ways(found: Sequence[Attached]) -> list[str]:
+    return [one.way for one in found]
+
+
 def _digest(watch: Watch) -> str:
     """Return a digest of the structure that was seen: classes and plain attributes, by path."""
     hasher = Hasher()
@@ -110,6 +162,8 @@ def _digest(watch: Watch) -> str:
         hasher.add((path, kind, sorted(values)))
         for name in sorted(values):
             hasher.add(values[name])
+    for one in sorted(watch.functions, key=lambda one: one.place):
+        hasher.add((one.place, one.function))
     return hasher.digest()
 
 
@@ -120,6 +174,15 @@ def memory_hash(hf: PreTrainedModel) -> str:
     if elsewhere:
         state |= {path: tensor for path, tensor in tensors(hf) if path in elsewhere}
     return f"sha256:{hash_tensors(state)}"
+
+
+def _hash_of_buffers(hf: PreTrainedModel) -> str:
+    """Return the hash of the buffers that no file and no state dict has: angles, scales, masks."""
+    names = {
+        f"{path}.{name}" if path else name for path, module in walk(hf) for name in module._non_persistent_buffers_set
+    }
+    there = {path: tensor for path, tensor in tensors(hf) if path in names and tensor.device.type != "meta"}
+    return hash_tensors(there)
 
 
 def hash_tensors(tensors: Mapping[str, Tensor]) -> str:

@@ -52,7 +52,7 @@ class Replacements:
 
 @dataclass(frozen=True, slots=True)
 class Tree:
-    """Modules to run: the whole, its blocks, its head, and the config that its attention modules read.
+    """Modules to run: the whole, its blocks, its head, and the configs that its attention modules read.
 
     `private` is False where the modules are the caller's own, since they cannot be copied.
     """
@@ -60,8 +60,26 @@ class Tree:
     hf: PreTrainedModel
     blocks: Sequence[nn.Module]
     head: nn.Module
-    config: PreTrainedConfig
+    configs: Sequence[PreTrainedConfig] = ()
     private: bool = True
+
+    @contextmanager
+    def attending_by(self, implementation: str) -> Iterator[None]:
+        """While open, private attention modules attend by what transformers has registered under that name."""
+        before = [config._attn_implementation for config in self.configs]
+        try:
+            for config in self.configs:
+                config._attn_implementation = implementation
+            yield
+        finally:
+            # A config that holds others may pass it on to them; those were made before it.
+            for config, was in reversed(list(zip(self.configs, before, strict=True))):
+                config._attn_implementation = was
+
+
+def own_tree(hf: PreTrainedModel, blocks: Sequence[nn.Module]) -> Tree:
+    """Return the caller's own modules."""
+    return Tree(hf, tuple(blocks), _head(hf), private=False)
 
 
 class Trees:
@@ -70,30 +88,43 @@ class Trees:
     def __init__(self, hf: PreTrainedModel, blocks: Sequence[nn.Module], replacements: Replacements) -> None:
         self._hf, self._blocks, self._replacements = hf, tuple(blocks), replacements
         self._free: list[Tree] = []
+        self._private = True
 
     @contextmanager
     def lent(self) -> Iterator[Tree]:
         """Lend a tree that nobody else has until the context ends."""
+        free = self._free
         try:
-            tree = self._free.pop()  # atomic, as `append` is: no lock that a forked child would inherit
+            tree = free.pop()  # atomic, as `append` is: no lock that a forked child would inherit
         except IndexError:
-            tree = private_tree(self._hf, self._blocks, self._replacements)
+            tree = self._made()
         try:
             yield tree
         finally:
-            self._free.append(tree)
+            free.append(tree)  # of a list that `forget` may have left behind
+
+    def forget(self) -> None:
+        """Make trees anew from now on: attributes of the modules that they copied have changed."""
+        self._free = []
+
+    def give_up(self) -> None:
+        """Lend the caller's own modules from now on: copies do not run as they do."""
+        self._private, self._free = False, []
+
+    def _made(self) -> Tree:
+        if not self._private:
+            return own_tree(self._hf, self._blocks)
+        return private_tree(self._hf, self._blocks, self._replacements)
 
 
 def private_tree(hf: PreTrainedModel, blocks: Sequence[nn.Module], replacements: Replacements) -> Tree:
     """Copy what must differ. Where the way to the blocks cannot be copied, the tree is the caller's own modules."""
     builder = _Builder(hf, blocks, replacements)
-    config = hf.config.get_text_config(decoder=True)
     if has_global_hooks() or not builder.reaches_blocks():
-        return Tree(hf, tuple(blocks), _head(hf), config, private=False)
+        return own_tree(hf, blocks)
     private = builder.made(hf)
     assert isinstance(private, PreTrainedModel)
-    mine = private.config.get_text_config(decoder=True)
-    return Tree(private, tuple(builder.made(block) for block in blocks), _head(private), mine)
+    return Tree(private, tuple(builder.made(block) for block in blocks), _head(private), builder.configs())
 
 
 def unwrapped(module: nn.Module) -> nn.Module:
@@ -125,38 +156,43 @@ def runs_users_code(module: nn.Module) -> bool:
 
 def rebound(value: Any, old: object, new: object) -> Any:
     """Return `value` as it would be, had it been made for `new`: a method, a partial or a closure that holds `old`."""
-    compiled = getattr(value, "_torchdynamo_orig_callable", None)
-    if compiled is not None:
-        return rebound(compiled, old, new)
+    return _rebound(value, old, new, {}) if is_bound(value, old) else value
+
+
+def _rebound(value: Any, old: object, new: object, made: dict[int, Any]) -> Any:
+    if value is old:
+        return new
+    while (compiled := getattr(value, "_torchdynamo_orig_callable", None)) is not None:
+        value = compiled
+    if id(value) in made:
+        return made[id(value)]
     if isinstance(value, types.MethodType):
         return types.MethodType(value.__func__, new) if value.__self__ is old else value
     if isinstance(value, functools.partial):
-        args = tuple(new if arg is old else rebound(arg, old, new) for arg in value.args)
-        return functools.partial(rebound(value.func, old, new), *args, **value.keywords)
-    if isinstance(value, types.FunctionType) and _holds(value, old):
-        return _rebound_function(value, old, new)
+        args = (_rebound(arg, old, new, made) for arg in value.args)
+        return functools.partial(_rebound(value.func, old, new, made), *args, **value.keywords)
+    if isinstance(value, types.FunctionType) and is_bound(value, old):
+        return _rebound_function(value, old, new, made)
     return value
 
 
-def _rebound_function(function: types.FunctionType, old: object, new: object) -> types.FunctionType:
+def _rebound_function(
+    function: types.FunctionType, old: object, new: object, made: dict[int, Any]
+) -> types.FunctionType:
     """Return the function with its cells and defaults rebound; all other cells are shared, so counters go on."""
-
-    def other(value: Any) -> Any:
-        return new if value is old else rebound(value, old, new)
-
-    cells = tuple(
-        cell if (value := _content(cell)) is None or (made := other(value)) is value else types.CellType(made)
-        for cell in function.__closure__ or ()
-    )
-    defaults = tuple(map(other, function.__defaults__ or ())) or None
-    made = types.FunctionType(function.__code__, function.__globals__, function.__name__, defaults, cells or None)
-    made.__kwdefaults__ = {name: other(value) for name, value in (function.__kwdefaults__ or {}).items()} or None
-    return made
-
-
-def _holds(function: types.FunctionType, old: object) -> bool:
-    held = (*map(_content, function.__closure__ or ()), *(function.__defaults__ or ()))
-    return any(is_bound(value, old) for value in (*held, *(function.__kwdefaults__ or {}).values()))
+    before = function.__closure__ or ()
+    cells = tuple(types.CellType() if is_bound(_content(cell), old) else cell for cell in before)
+    other = types.FunctionType(function.__code__, function.__globals__, function.__name__, None, cells or None)
+    made[id(function)] = other  # first: a function may hold itself
+    for cell, was in zip(cells, before, strict=True):
+        if cell is not was:
+            cell.cell_contents = _rebound(_content(was), old, new, made)
+    defaults = function.__defaults__ or ()
+    other.__defaults__ = tuple(_rebound(value, old, new, made) for value in defaults) or None
+    by_name = function.__kwdefaults__ or {}
+    other.__kwdefaults__ = {name: _rebound(value, old, new, made) for name, value in by_name.items()} or None
+    other.__dict__.update(vars(function))
+    return other
 
 
 def _content(cell: types.CellType) -> Any:
@@ -168,16 +204,24 @@ def _content(cell: types.CellType) -> Any:
 
 def is_bound(value: Any, old: object) -> bool:
     """Return whether `value` is `old`, or something that `rebound` can make for another in its place."""
-    if value is old:
-        return True
-    compiled = getattr(value, "_torchdynamo_orig_callable", None)
-    if compiled is not None:
-        return is_bound(compiled, old)
-    if isinstance(value, types.MethodType):
-        return value.__self__ is old
-    if isinstance(value, functools.partial):
-        return any(is_bound(arg, old) for arg in (value.func, *value.args))
-    return isinstance(value, types.FunctionType) and _holds(value, old)
+    left, seen = [value], set[int]()
+    while left:
+        found = left.pop()
+        if found is old:
+            return True
+        if id(found) in seen:
+            continue
+        seen.add(id(found))
+        if (compiled := getattr(found, "_torchdynamo_orig_callable", None)) is not None:
+            left.append(compiled)
+        elif isinstance(found, types.MethodType):
+            left += [found.__self__] if found.__self__ is old else []
+        elif isinstance(found, functools.partial):
+            left += [found.func, *found.args]
+        elif isinstance(found, types.FunctionType):
+            left += [*map(_content, found.__closure__ or ()), *(found.__defaults__ or ())]
+            left += (found.__kwdefaults__ or {}).values()
+    return False
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,6 +259,10 @@ class _Builder:
 
         holds(self._hf)
         return found
+
+    def configs(self) -> list[PreTrainedConfig]:
+        """Return the private copies of configs that were made."""
+        return list(self._configs.values())
 
     def reaches_blocks(self) -> bool:
         """Return whether copies of the modules above the blocks call copies of the blocks."""

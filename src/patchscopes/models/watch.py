@@ -11,17 +11,20 @@ at everything anew.
 
 import inspect
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+import types
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from patchscopes.models.probes import Probes
-from patchscopes.models.tree import GLOBAL_HOOKS, grows, plain_forward, runs_users_code, unwrapped
+from patchscopes.models.tree import GLOBAL_HOOKS, grows, runs_users_code, unwrapped
 
 TABLES = (
     "_parameters",
@@ -39,6 +42,10 @@ ALWAYS = frozenset({*TABLES, "training", "forward", "_hf_hook"})
 NOTES = frozenset(
     {"_is_hf_initialized", "_output_capturing_hooks_installed", "_is_torch_compile", "_compiled_call_impl"}
 )
+# Packages in which functions that a forward calls are looked up.
+FOLLOWED = frozenset({"torch", "transformers"})
+# Methods of a module's class that run when it is called.
+CALLS = ("forward", "__call__", "_call_impl")
 PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device)
 
 
@@ -135,12 +142,36 @@ class _Seen:
 
 
 @dataclass(frozen=True, slots=True)
+class Named:
+    """A function, and where code finds it: by a name in a module's globals, in a registry, or on a class."""
+
+    holder: Mapping[str, Any] | type
+    name: str
+    function: Any
+
+    @property
+    def now(self) -> Any:
+        """What stands there by now."""
+        if isinstance(self.holder, type):
+            return getattr(self.holder, self.name, None)
+        return self.holder.get(self.name)
+
+    @property
+    def place(self) -> str:
+        """The whole name, such as "torch.nn.functional.silu"."""
+        if isinstance(self.holder, type):
+            return f"{self.holder.__qualname__}.{self.name}"
+        return f"{self.holder.get('__name__') or type(self.holder).__name__}.{self.name}"
+
+
+@dataclass(frozen=True, slots=True)
 class _Stamp:
     """A tensor as it was, but for its content."""
 
     path: str
     tensor: Tensor
     stamp: tuple[Any, ...]
+    versioned: bool
 
 
 class Watch:
@@ -154,11 +185,15 @@ class Watch:
         ]
         self.training = [seen.path or "the model" for seen in self._seen if _trains(seen.module)]
         found = dict(tensors(hf))
-        self._stamps = [_Stamp(path, tensor, _stamp(tensor)) for path, tensor in found.items()]
-        kinds = {seen.kind for seen in self._seen}
-        self._classes = [(kind, kind.forward, kind.__call__) for kind in kinds]
-        self._functions = list(_functions(kinds))
+        rewritten = set(map(id, _rewritten(self._seen)))
+        self._stamps = [
+            _Stamp(path, tensor, _stamp(tensor, versioned=versioned), versioned)
+            for path, tensor in found.items()
+            for versioned in [id(tensor) not in rewritten]
+        ]
         self._configs = list({id(c): (c, frozen(vars(c))) for c in _configs(self._seen)}.values())
+        kinds = dict.fromkeys(seen.kind for seen in self._seen)
+        self.functions = list(_functions(kinds, _interfaces(config for config, _ in self._configs)))
         self._settings = _settings()
         self.probes = Probes(found)
         self.look_s = 0.0
@@ -191,12 +226,9 @@ class Watch:
                 yield Change("structure", f"{seen.path or 'the model'} is now a {type(seen.module).__name__}")
             elif not _same(seen.module.__dict__, seen.values):
                 yield from _differences(seen, attributes=attributes)
-        for kind, forward, call in self._classes:
-            if kind.forward is not forward or kind.__call__ is not call:
-                yield Change("structure", f"{kind.__qualname__}.forward was replaced")
-        for names, name, function in self._functions:
-            if names.get(name) is not function:
-                yield Change("structure", f"{names.get('__name__')}.{name} was replaced")
+        for one in self.functions:
+            if one.now is not one.function:
+                yield Change("structure", f"{one.place} was replaced")
         for config, values in self._configs:
             if not _same(vars(config), values):
                 for name in {**values, **vars(config)}:
@@ -207,8 +239,14 @@ class Watch:
 
     def _tensors(self) -> Iterator[Change]:
         for seen in self._stamps:
-            if _stamp(seen.tensor) != seen.stamp:
+            if _stamp(seen.tensor, versioned=seen.versioned) != seen.stamp:
                 yield Change("weights", f"{seen.path} was written to or exchanged")
+
+
+def home_of(function: Any) -> str:
+    """Return the module that a function's code is of: a wrapper may carry another's name."""
+    found = getattr(function, "__globals__", None)
+    return str((found or {}).get("__name__") or getattr(function, "__module__", None) or type(function).__module__)
 
 
 def _trains(module: nn.Module) -> bool:
@@ -221,9 +259,17 @@ def _trains(module: nn.Module) -> bool:
     return module.training and (asks or type(module).__module__.startswith("transformers"))
 
 
-def _stamp(tensor: Tensor) -> tuple[Any, ...]:
+def _rewritten(seen: Iterable[_Seen]) -> Iterator[Tensor]:
+    """Yield the parameters (of experts) that peft parametrizes anew at each call, which counts as a write to them."""
+    for one in seen:
+        if one.kind.__name__ == "ParamWrapper" and one.kind.__module__.startswith("peft."):
+            wrapper: Any = one.module
+            yield wrapper.get_param()
+
+
+def _stamp(tensor: Tensor, *, versioned: bool) -> tuple[Any, ...]:
     """Return pointer, version, shape, strides, dtype and device; tensors of inference mode have no version."""
-    version = 0 if tensor.is_inference() else tensor._version
+    version = tensor._version if versioned and not tensor.is_inference() else 0
     try:
         pointer = tensor.data_ptr()
     except (RuntimeError, NotImplementedError):  # a subclass without storage of its own
@@ -248,8 +294,13 @@ def collects(hook: Any) -> bool:
     return str(getattr(hook, "__module__", "")).startswith("transformers.")
 
 
+def _is_of_a_run(hook: Any) -> bool:
+    """Return whether it is a hook of ours, which stands on the caller's modules while a thread runs them."""
+    return type(hook).__module__.startswith("patchscopes.")
+
+
 def _hooks(table: Mapping[int, Any]) -> list[tuple[int, Any]]:
-    return [(key, hook) for key, hook in table.items() if not collects(hook)]
+    return [(key, hook) for key, hook in table.items() if not (collects(hook) or _is_of_a_run(hook))]
 
 
 def _differences(seen: _Seen, *, attributes: bool) -> Iterator[Change]:
@@ -302,15 +353,51 @@ def _decides(now: Any, before: Any) -> bool:
     return all(is_plain(value) or callable(value) for value in (now, before))
 
 
-def _functions(kinds: set[type[nn.Module]]) -> Iterator[tuple[dict[str, Any], str, Callable[..., Any]]]:
-    """Yield the functions that the classes' forwards call by a global name, with the names that they stand in."""
-    for kind in kinds:
-        forward = plain_forward(kind)
-        if forward is None:
-            continue
-        for name in forward.__code__.co_names:
-            if callable(value := forward.__globals__.get(name)):
-                yield forward.__globals__, name, value
+def _functions(kinds: Iterable[type[nn.Module]], interfaces: Iterable[Named]) -> Iterator[Named]:
+    """Yield the classes' forwards, the functions that these and the interfaces call by name, and so on, each once.
+
+    Functions of torch's are not followed: what they call is not exchanged by itself.
+    """
+    left = [*interfaces, *(Named(kind, name, getattr(kind, name)) for kind in kinds for name in CALLS)]
+    seen = {(id(one.holder), one.name) for one in left}
+    while left:
+        yield (one := left.pop())
+        function = one.function
+        while isinstance(function, types.FunctionType):
+            if not home_of(function).startswith("torch") or isinstance(one.holder, type):
+                for holder, name in _named_by(function, one.holder):
+                    if (id(holder), name) not in seen:
+                        seen.add((id(holder), name))
+                        named = Named(holder, name, None)
+                        left.append(replace(named, function=named.now))
+            function = getattr(function, "__wrapped__", None)
+
+
+def _named_by(function: types.FunctionType, holder: object) -> Iterator[tuple[Mapping[str, Any] | type, str]]:
+    """Yield each place that code finds a function in: its globals, modules such as torch.nn.functional, its class."""
+    names = function.__code__.co_names
+    places = [function.__globals__]
+    for where in places:
+        for name in names:
+            found = where.get(name)
+            if isinstance(found, types.ModuleType):
+                if found.__name__.partition(".")[0] in FOLLOWED and not any(vars(found) is place for place in places):
+                    places.append(vars(found))
+            elif callable(found) and not isinstance(found, type):
+                yield where, name
+    if isinstance(holder, type):
+        methods = {name: getattr(holder, name, None) for name in names}
+        for name, method in methods.items():
+            if isinstance(method, types.FunctionType) and not home_of(method).startswith("torch."):
+                yield holder, name
+
+
+def _interfaces(configs: Iterable[PreTrainedConfig]) -> Iterator[Named]:
+    """Yield what transformers has registered as the attention of the configs, and for its masks."""
+    for name in dict.fromkeys(str(config._attn_implementation) for config in configs):
+        for registry in (ALL_ATTENTION_FUNCTIONS, ALL_MASK_ATTENTION_FUNCTIONS):
+            if (found := registry.get(name)) is not None:
+                yield Named(registry, name, found)
 
 
 def _configs(seen: list[_Seen]) -> Iterator[PreTrainedConfig]:

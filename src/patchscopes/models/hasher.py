@@ -1,0 +1,294 @@
+"""A digest of whatever a hook, a forward or a module of the caller's computes with: the same in every process.
+
+Numbers, texts, tensors, containers, functions, classes and objects are followed through closures, defaults, attributes
+and the globals that code names, as far as the caller's own code goes: libraries are told by name. What cannot be
+followed (a counter in C, a file, a generator) leaves the digest incomplete, and then it is good in this process only.
+"""
+
+import functools
+import hashlib
+import logging
+import sys
+import sysconfig
+import types
+import uuid
+import weakref
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
+
+from patchscopes.models.watch import HOOK_TABLES, PLAIN, home_of
+
+MAX_DEPTH = 40
+# More than a steering vector or a dictionary of features: what a recorder has gathered is not hashed at every call.
+MAX_BYTES = 1 << 28
+THIS_PROCESS = uuid.uuid4().hex
+SEQUENCES = (list, tuple, deque)
+BY_NAME = (types.BuiltinFunctionType, types.MethodDescriptorType, types.WrapperDescriptorType, np.ufunc, logging.Logger)
+# Of a class's `__dict__`, what says nothing of what it computes.
+BY_THE_CLASS = (types.MemberDescriptorType, types.GetSetDescriptorType)
+OWN = frozenset({*HOOK_TABLES, "_parameters", "_buffers", "_modules"})
+
+
+@functools.lru_cache(maxsize=4096)
+def is_library(module: str) -> bool:
+    """Return whether a module is Python's, installed, or of this package: its code is told by its name."""
+    if module.partition(".")[0] in {"patchscopes", "transformers_modules", *sys.stdlib_module_names} - {"__main__"}:
+        return True
+    path = getattr(sys.modules.get(module), "__file__", None)
+    if path is None:
+        return module not in {"", "__main__"} and module in sys.modules and "ipykernel" not in module
+    installed = {sysconfig.get_paths()[name] for name in ("stdlib", "platstdlib", "purelib", "platlib")}
+    return any(Path(path).is_relative_to(root) for root in installed) or "-packages" in str(path)
+
+
+class Hasher:
+    """A digest of numbers, texts, tensors, functions and what holds them; `complete` unless something else was met.
+
+    Modules of `known` are the model's own, and told by their path. Without `values`, tensors of floating-point numbers
+    are told as such and no more: what a steering vector holds does not change how it acts.
+    """
+
+    def __init__(self, known: Mapping[nn.Module, str] = MappingProxyType({}), *, values: bool = True) -> None:
+        self._digest = hashlib.sha256()
+        self._known, self._values = known, values
+        self._open: set[int] = set()
+        self._left = MAX_BYTES
+        self.complete = True
+
+    def digest(self) -> str:
+        """Return the digest so far, in hex; one of this process alone where it is not complete."""
+        token = b"" if self.complete else THIS_PROCESS.encode()
+        return hashlib.sha256(self._digest.digest() + token).hexdigest()[:16]
+
+    def add(self, value: Any, depth: int = 0) -> None:
+        """Take a value into account."""
+        if isinstance(value, PLAIN):
+            self._say(type(value).__name__, repr(value))
+        elif isinstance(value, Tensor):
+            self._tensor(value)
+        elif id(value) in self._open:
+            self._say("again")
+        elif depth > MAX_DEPTH:
+            self._unknown(value)
+        else:
+            self._open.add(id(value))
+            try:
+                self._add_whole(value, depth + 1)
+            except Exception:  # noqa: BLE001 (a caller's object may raise whatever it likes when it is looked at)
+                self._unknown(value)
+            self._open.discard(id(value))
+
+    def _add_whole(self, value: Any, depth: int) -> None:
+        if isinstance(value, Mapping):
+            self._say("mapping", len(value))
+            self._several((part for item in value.items() for part in item), depth)
+        elif isinstance(value, SEQUENCES):
+            self._sequence(value, depth)
+        elif isinstance(value, set | frozenset):
+            self._say("set", *self._sorted(value, depth))
+        elif isinstance(value, types.FunctionType):
+            self._function(value, depth)
+        elif isinstance(value, type):
+            self._class(value, depth)
+        elif isinstance(value, types.ModuleType):
+            self._say("name", value.__name__)
+        elif isinstance(value, BY_NAME):
+            named = (getattr(value, name, None) for name in ("__qualname__", "__name__", "name"))
+            self._say("name", getattr(value, "__module__", ""), next(filter(None, named)))
+            self.add(getattr(value, "__self__", None) if isinstance(value, types.BuiltinFunctionType) else None, depth)
+        elif type(value).__module__ == "numpy":
+            self._numpy(value)
+        else:
+            self._holder(value, depth)
+
+    def _holder(self, value: Any, depth: int) -> None:
+        """Take something into account that is known by what it holds."""
+        if isinstance(value, functools.partial):
+            self._say("partial")
+            self._several((value.func, value.args, value.keywords), depth)
+        elif isinstance(value, types.MethodType):
+            self._say("method")
+            self._several((value.__func__, value.__self__), depth)
+        elif isinstance(value, staticmethod | classmethod):
+            self._say("method of the class")
+            self.add(value.__func__, depth)
+        elif isinstance(value, property):
+            self._say("property")
+            self._several((value.fget, value.fset), depth)
+        elif isinstance(value, weakref.ref):
+            self._say("reference")
+            self.add(value(), depth)
+        elif isinstance(value, range | slice):
+            self._say(repr(value))
+        elif callable(wrapped := getattr(type(value), "cache_info", None) and getattr(value, "__wrapped__", None)):
+            self._say("cached")
+            self.add(wrapped, depth)
+        else:
+            self._object(value, depth)
+
+    def _object(self, value: Any, depth: int) -> None:
+        """Take an object into account by its class and attributes; modules of the model by their path."""
+        kind = type(value)
+        if isinstance(value, nn.Module) and value in self._known:
+            self._say("module", self._known[value])
+            return
+        self.add(kind, depth)
+        if isinstance(value, PretrainedConfig) or kind.__module__.partition(".")[0] == "patchscopes":
+            return
+        if isinstance(value, PreTrainedTokenizerBase):
+            self._say(value.name_or_path, len(value))
+            return
+        if isinstance(value, nn.Module):
+            self._module(value, depth)
+            return
+        slots = [name for base in kind.__mro__ for name in _names(vars(base).get("__slots__", ()))]
+        state = {name: getattr(value, name) for name in slots if hasattr(value, name)}
+        state |= getattr(value, "__dict__", {})
+        self._several(state.items(), depth)
+        if not slots and not hasattr(value, "__dict__"):
+            self._unknown(value)
+
+    def _module(self, value: nn.Module, depth: int) -> None:
+        """Take a module into account that is not of the model: its tensors, children, hooks and attributes."""
+        tables = (value._parameters, value._buffers, value._modules, value._forward_hooks, value._forward_pre_hooks)
+        for table in tables:
+            self._several((list(table) if table and isinstance(next(iter(table)), str) else [], *table.values()), depth)
+        self.attributes(value, depth)
+
+    def attributes(self, module: nn.Module, depth: int = 0, *, plain: bool = True) -> None:
+        """Take into account what stands in a module's `__dict__` beside tensors, children and hooks."""
+        for name in sorted(module.__dict__):
+            value = module.__dict__[name]
+            if name in NOT_TOLD or (name.startswith("_") and name.endswith(("hooks", "hooks_with_kwargs"))):
+                continue
+            if plain or not isinstance(value, PLAIN):
+                self._several((name, value), depth)
+
+    def _sequence(self, value: Iterable[Any], depth: int) -> None:
+        parts = [one for one in value if self._values or not _floats(one)]
+        self._say("sequence", len(parts))
+        self._several(parts, depth)
+
+    def _function(self, value: types.FunctionType, depth: int) -> None:
+        home = home_of(value)
+        self._say("function", home, value.__qualname__)
+        cells = []
+        for cell in value.__closure__ or ():
+            try:
+                cells.append(cell.cell_contents)
+            except ValueError:  # not yet assigned
+                cells.append(None)
+        self._several((*cells, value.__defaults__, value.__kwdefaults__, vars(value)), depth)
+        if is_library(home):
+            return
+        self._code(value.__code__, depth)
+        names = frozenset(_names_in(value.__code__))
+        for name in sorted(names & value.__globals__.keys()):
+            self._say("global", name)
+            self.add(found := value.__globals__[name], depth)
+            if isinstance(found, types.ModuleType) and not is_library(found.__name__):
+                for inner in sorted(names & vars(found).keys()):
+                    self._several((inner, vars(found)[inner]), depth)
+
+    def _class(self, value: type, depth: int) -> None:
+        self._say("class", value.__module__, value.__qualname__)
+        for base in value.__mro__:
+            self._say(base.__module__, base.__qualname__)
+            if is_library(base.__module__):
+                continue
+            for name, part in sorted(vars(base).items()):
+                hidden = name.startswith(("_abc_", "__")) and not isinstance(part, types.FunctionType)
+                if not hidden and not isinstance(part, BY_THE_CLASS):
+                    self._several((name, part), depth)
+
+    def _code(self, code: types.CodeType, depth: int) -> None:
+        self._digest.update(code.co_code)
+        self._say(*code.co_names, *code.co_varnames)
+        for constant in code.co_consts:
+            if isinstance(constant, types.CodeType):
+                self._code(constant, depth)
+            else:
+                self.add(constant, depth)
+
+    def _tensor(self, value: Tensor) -> None:
+        if not self._values and _floats(value):
+            self._say("numbers")
+            return
+        self._say("tensor", value.dtype, value.layout)
+        try:
+            self._say(tuple(value.shape))
+            self._left -= value.numel() * value.element_size()
+            if value.device.type == "meta" or self._left < 0:
+                self._unknown(value)
+                return
+            flat = value.detach().resolve_conj().resolve_neg()
+            flat = (flat if flat.layout == torch.strided else flat.to_dense()).contiguous().cpu().reshape(-1)
+            self._digest.update(flat.view(torch.uint8).numpy().data)
+        except (RuntimeError, NotImplementedError, TypeError, ValueError):  # nested, quantised, of a subclass
+            self._unknown(value)
+
+    def _numpy(self, value: Any) -> None:
+        dtype = getattr(value, "dtype", None)
+        self._say("numpy", repr(dtype), getattr(value, "shape", ""))
+        if dtype is None or dtype.hasobject or not hasattr(value, "tobytes"):
+            self._unknown(value)
+        elif self._values or dtype.kind != "f":
+            self._digest.update(value.tobytes())
+
+    def _sorted(self, values: Iterable[Any], depth: int) -> list[str]:
+        """Return the digests of things that have no order."""
+        found = []
+        for value in values:
+            hasher = Hasher(self._known, values=self._values)
+            hasher.add(value, depth)
+            self.complete &= hasher.complete
+            found.append(hasher.digest())
+        return sorted(found)
+
+    def _several(self, values: Iterable[Any], depth: int) -> None:
+        for value in values:
+            self.add(value, depth)
+
+    def _say(self, *parts: object) -> None:
+        self._digest.update("\x1f".join(map(str, parts)).encode() + b"\x1e")
+
+    def _unknown(self, value: object) -> None:
+        self.complete = False
+        self._say("unknown", id(value))
+
+
+# Of a module's `__dict__`: what is told elsewhere, or is torch's and transformers' own.
+NOT_TOLD = OWN | {
+    *("training", "forward", "config", "generation_config", "_hf_hook", "_old_forward", "_is_hf_initialized"),
+    *("_non_persistent_buffers_set", "_output_capturing_hooks_installed", "_is_full_backward_hook"),
+    *("_is_torch_compile", "_compiled_call_impl"),
+}
+
+
+def _floats(value: Any) -> bool:
+    return isinstance(value, Tensor) and (value.is_floating_point() or value.is_complex())
+
+
+def _names(slots: Any) -> tuple[str, ...]:
+    return (slots,) if isinstance(slots, str) else tuple(slots)
+
+
+@functools.lru_cache(maxsize=4096)
+def _names_in(code: types.CodeType) -> tuple[str, ...]:
+    """Return the names that code and the functions in it look up, attributes among them."""
+    return tuple(_all_names(code))
+
+
+def _all_names(code: types.CodeType) -> Iterator[str]:
+    yield from code.co_names
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            yield from _all_names(constant)
