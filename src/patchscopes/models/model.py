@@ -175,7 +175,7 @@ class Model:
         return same
 
     def ran(self) -> None:
-        """Take note that a run has ended: what hooks have counted and recorded in it changes nothing of how they act."""
+        """Take note that a run has ended: what hooks count and record meanwhile changes nothing of how they act."""
         self._now.ran()
 
     def refresh(self) -> None:
