@@ -443,3 +443,14 @@ def test_what_torch_compile_wraps_keeps_its_identity() -> None:
     model.hf.compile(backend="eager")
     assert not model.current()
     assert model.identity == before
+
+
+def test_long_lists_are_hashed_at_once_and_endless_ones_are_not_followed() -> None:
+    numbers = list(range(100_000))
+    found = []
+    for other in (numbers, [*numbers[:-1], 0], [*numbers, object()]):
+        hasher = Hasher()
+        hasher.add(other)
+        found.append((hasher.digest(), hasher.complete))
+    assert found[0][0] != found[1][0]
+    assert [complete for _, complete in found] == [True, True, False]

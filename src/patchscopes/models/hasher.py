@@ -8,6 +8,7 @@ followed (a counter in C, a file, a generator) leaves the digest incomplete, and
 import functools
 import hashlib
 import logging
+import marshal
 import sys
 import sysconfig
 import types
@@ -15,6 +16,7 @@ import uuid
 import weakref
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -29,6 +31,8 @@ from patchscopes.models.watch import HOOK_TABLES, PLAIN, home_of
 MAX_DEPTH = 40
 # More than a steering vector or a dictionary of features: what a recorder has gathered is not hashed at every call.
 MAX_BYTES = 1 << 28
+# Beyond so many parts a thing is not followed, and a long list is hashed at once.
+MAX_PARTS, LONG = 50_000, 256
 THIS_PROCESS = uuid.uuid4().hex
 SEQUENCES = (list, tuple, deque)
 BY_NAME = (types.BuiltinFunctionType, types.MethodDescriptorType, types.WrapperDescriptorType, np.ufunc, logging.Logger)
@@ -60,7 +64,7 @@ class Hasher:
         self._digest = hashlib.sha256()
         self._known, self._values = known, values
         self._open: set[int] = set()
-        self._left = MAX_BYTES
+        self._left, self._parts = MAX_BYTES, MAX_PARTS
         self.complete = True
 
     def digest(self) -> str:
@@ -70,13 +74,14 @@ class Hasher:
 
     def add(self, value: Any, depth: int = 0) -> None:
         """Take a value into account."""
+        self._parts -= 1
         if isinstance(value, PLAIN):
             self._say(type(value).__name__, repr(value))
         elif isinstance(value, Tensor):
             self._tensor(value)
         elif id(value) in self._open:
             self._say("again")
-        elif depth > MAX_DEPTH:
+        elif depth > MAX_DEPTH or self._parts < 0:
             self._unknown(value)
         else:
             self._open.add(id(value))
@@ -172,7 +177,11 @@ class Hasher:
             if plain or not isinstance(value, PLAIN):
                 self._several((name, value), depth)
 
-    def _sequence(self, value: Iterable[Any], depth: int) -> None:
+    def _sequence(self, value: Any, depth: int) -> None:
+        if type(value) in (list, tuple) and len(value) > LONG:
+            with suppress(ValueError):  # something in it that is neither a number nor a text
+                self._digest.update(marshal.dumps(value, 2))
+                return
         parts = [one for one in value if self._values or not _floats(one)]
         self._say("sequence", len(parts))
         self._several(parts, depth)
