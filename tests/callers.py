@@ -6,12 +6,14 @@ Each takes a tiny llama, sets something up on it, and returns a change that is m
 import types
 from collections.abc import Callable
 from functools import lru_cache, partial
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.cache_utils import DynamicLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.llama import modeling_llama
 from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm
@@ -63,6 +65,28 @@ def attribute_of_another_module(hf: PreTrainedModel, _: pytest.MonkeyPatch) -> L
     norm.vector = torch.zeros(32)  # type: ignore[assignment]
     block.register_forward_hook(lambda _, __, output: output + norm.vector)
     return lambda: norm.vector.copy_(VECTOR)  # type: ignore[operator,union-attr]
+
+
+def _set_everywhere(find: Callable[[Any], Any], name: str, value: Any) -> Case:
+    def case(hf: PreTrainedModel, _: pytest.MonkeyPatch) -> Later:
+        return lambda: [setattr(find(block), name, value) for block in changes.blocks(hf)]
+
+    return case
+
+
+def number_in_place(hf: PreTrainedModel, _: pytest.MonkeyPatch) -> Later:
+    scaling = torch.tensor(0.35)
+    for block in changes.blocks(hf):
+        block.self_attn.scaling = scaling  # type: ignore[union-attr,assignment]
+    return lambda: scaling.fill_(3.0)
+
+
+def weight_with_gaps(hf: PreTrainedModel, _: pytest.MonkeyPatch) -> Later:
+    matrix: Any = changes.matrix(hf)
+    wide = torch.zeros(matrix.weight.shape[0], matrix.weight.shape[1] + 8)
+    wide[:, 4:-4] = matrix.weight
+    matrix.weight = nn.Parameter(wide[:, 4:-4], requires_grad=False)
+    return lambda: matrix.weight.data.mul_(-3.0)
 
 
 class Controlled(LlamaMLP):
@@ -159,6 +183,68 @@ def attribute_of_a_function(hf: PreTrainedModel, _: pytest.MonkeyPatch) -> Later
     return lambda: setattr(hook, "scale", 9.0)
 
 
+def strength_as_a_tensor(hf: PreTrainedModel, _: pytest.MonkeyPatch) -> Later:
+    """A hook that is the same for all texts at strength 0, and then acts on one column."""
+    strength = torch.zeros(())
+    second(hf).register_forward_hook(
+        lambda module, args, output: output + strength * (changes.third_column(module, args, output) - output)
+    )
+    return lambda: strength.fill_(1.0)
+
+
+def hook_on_what_is_compiled(hf: PreTrainedModel, _: pytest.MonkeyPatch) -> Later:
+    blocks = changes.blocks(hf)
+    blocks[1] = torch.compile(blocks[1], backend="eager")  # type: ignore[call-overload]
+    return lambda: blocks[1].register_forward_hook(lambda _, __, output: changes.wave(output))
+
+
+def positions_that_are_stretched(hf: PreTrainedModel, _: pytest.MonkeyPatch) -> Later:
+    def stretched(_: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
+        given = kwargs.get("position_ids")
+        return (args, kwargs if given is None else kwargs | {"position_ids": 3 * given})
+
+    return lambda: hf.register_forward_pre_hook(stretched, with_kwargs=True)
+
+
+def settings_within_a_hook(hf: PreTrainedModel, patched: pytest.MonkeyPatch) -> Later:
+    patched.setattr(changes, "SCALE", 0.0, raising=False)
+
+    def hook(_: nn.Module, __: Any, output: Any) -> Any:
+        import changes as settings  # as notebooks do it
+
+        return settings.wave(output, settings.SCALE)  # type: ignore[attr-defined]
+
+    second(hf).register_forward_hook(hook)
+    return lambda: patched.setattr(changes, "SCALE", 9.0)
+
+
+class Pair(NamedTuple):
+    """A hook that is a tuple."""
+
+    scale: torch.Tensor
+    name: str = "pair"
+
+    def __call__(self, _: nn.Module, __: Any, output: Any) -> Any:
+        return changes.wave(output, float(self.scale))
+
+
+def tuple_of_a_class(hf: PreTrainedModel, _: pytest.MonkeyPatch) -> Later:
+    scale = torch.zeros(())
+    second(hf).register_forward_hook(Pair(scale))
+    return lambda: scale.fill_(9.0)
+
+
+def weight_in_a_partial(hf: PreTrainedModel, _: pytest.MonkeyPatch) -> Later:
+    matrix: Any = changes.matrix(hf)
+    weight = matrix.weight.detach().clone()
+    matrix.forward = partial(nn.functional.linear, weight=weight)
+    return lambda: weight.mul_(-3.0)
+
+
+def forward_of_torch(hf: PreTrainedModel, _: pytest.MonkeyPatch) -> Later:
+    return lambda: [setattr(block.mlp.act_fn, "forward", torch.tanh) for block in changes.blocks(hf)]  # type: ignore[union-attr]
+
+
 class Scaled(nn.Module):
     """A module that is none of the model's, with a number that no state dict has."""
 
@@ -190,6 +276,14 @@ def _scaled(by: float) -> Callable[[Any], Any]:
     return lambda function: lambda *args, **kwargs: function(*args, **kwargs) * by
 
 
+def _doubled(update: Callable[..., Any]) -> Callable[..., Any]:
+    def doubled(*args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        keys, values = update(*args, **kwargs)
+        return keys, 2 * values
+
+    return doubled
+
+
 def registered_attention(_: PreTrainedModel, patched: pytest.MonkeyPatch) -> Later:
     before = ALL_ATTENTION_FUNCTIONS["sdpa"]
 
@@ -214,12 +308,22 @@ def end_of_text(hf: PreTrainedModel, _: pytest.MonkeyPatch) -> Later:
 CASES: dict[str, Case] = {
     case.__name__: case
     for case in (
-        *(attribute_of_a_wrapper, attribute_that_an_own_forward_reads, attribute_of_another_module),
+        *(
+            number_in_place,
+            weight_with_gaps,
+            attribute_of_a_wrapper,
+            attribute_that_an_own_forward_reads,
+            attribute_of_another_module,
+        ),
         *(controller_of_a_subclass, attribute_of_a_class, mode_of_a_hook, number_in_slots, global_object),
         *(global_of_a_helper, helper_that_is_exchanged, number_of_a_module_of_the_callers, cached_function),
         *(attribute_of_a_function, module_that_a_hook_holds, registered_attention, angles, end_of_text),
     )
 } | {
+    "eps of NumPy": _set_everywhere(lambda block: block.input_layernorm, "variance_epsilon", np.float32(3.0)),
+    "eps as a tensor": _set_everywhere(lambda block: block.input_layernorm, "variance_epsilon", torch.tensor(3.0)),
+    "scaling as a tensor": _set_everywhere(lambda block: block.self_attn, "scaling", torch.tensor(3.0)),
+    "keys": _exchanged(DynamicLayer, "update", _doubled),
     "silu": _exchanged(nn.functional, "silu", lambda _: torch.tanh),
     "attention": _exchanged(nn.functional, "scaled_dot_product_attention", _scaled(2.0)),
     "linear": _exchanged(nn.functional, "linear", _scaled(1.3)),

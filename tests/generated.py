@@ -34,7 +34,7 @@ def wrapped(hf: PreTrainedModel) -> Model:
     return wrap_in_memory(hf, families.tiny_tokenizer())
 
 
-def look(model: Model, **options: Any) -> Results:
+def look(model: Model, sources: Any = SOURCE, **options: Any) -> Results:
     n = model.n_layers
     given: dict[str, Any] = {
         "prompt": PROMPT,
@@ -45,7 +45,7 @@ def look(model: Model, **options: Any) -> Results:
     }
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", PatchscopesWarning)
-        return ps.inspect(model, SOURCE, **(given | options))
+        return ps.inspect(model, sources, **(given | options))
 
 
 def said(results: Results) -> list[tuple[Any, ...]]:

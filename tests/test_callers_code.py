@@ -1,26 +1,36 @@
 """Rule 0 where a caller's code runs: what it reads may change without a trace on the model, and rows follow."""
 
 import copy
+import random
 import threading
+import time
 import types
 import warnings
+from collections import deque
 from typing import Any
 
+import numpy as np
 import peft
 import pytest
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM
 
 import callers
 import changes
+import families
 import patchscopes as ps
 from generated import PROMPT, SOURCE, as_generated, built, loaded, look, said, wrapped
 from patchscopes import errors
 from patchscopes.lenses.table import lens_table
+from patchscopes.mappings import FitOptions, Mapping, fit
 from patchscopes.models import Model
+from patchscopes.models.hasher import Hasher
+from patchscopes.passes import text_states
 from patchscopes.prompts import tokenize
+from patchscopes.trust import distrust
 
 
 @pytest.mark.parametrize("name", callers.CASES)
@@ -46,7 +56,16 @@ def test_what_was_changed_before_the_load_runs_too(name: str, monkeypatch: pytes
     callers.CASES[name](hf, monkeypatch)()
     model = loaded(hf)
     assert said(look(model)) == as_generated(model)
-    if name not in ("angles", "end_of_text", "silu"):  # docs/reliability.md: "Edits before the load"
+    alone = (
+        "angles",
+        "end_of_text",
+        "silu",
+        "eps of NumPy",
+        "eps as a tensor",
+        "scaling as a tensor",
+        "number_in_place",
+    )
+    if name not in alone:  # docs/reliability.md: "Edits before the load"
         assert model.identity != plain.identity
 
 
@@ -206,3 +225,230 @@ def test_experts_that_peft_parametrizes_at_each_call_are_no_change() -> None:
             parameter.data.normal_(generator=torch.Generator().manual_seed(0))
     after = look(model)
     assert said(after) == as_generated(model) != said(before)
+
+
+def test_a_factor_of_a_block_may_become_a_tensor() -> None:
+    for value in (torch.tensor(3.0), np.float32(3.0)):
+        hf = built("granite")
+        model = wrapped(hf)
+        before = look(model)
+        for block in changes.blocks(hf):
+            block.residual_multiplier = value  # type: ignore[assignment]
+        for runner in ("engine", "reference"):
+            after = look(model, runner=runner)
+            assert said(after) == as_generated(model)
+            assert not {row.cell for row in before} & {row.cell for row in after}
+
+
+def at_column_20(_: nn.Module, __: Any, output: torch.Tensor) -> torch.Tensor:
+    if output.shape[1] > 22:
+        output = output.clone()
+        output[:, 20] += 5
+    return output
+
+
+def test_hooks_are_tried_on_texts_as_long_as_the_calls_sources() -> None:
+    sources = [" ".join(["the capital of Spain is cat and hello"] * n) for n in (3, 4, 5)]
+    found = []
+    for runner in ("engine", "reference"):
+        hf = built("llama")
+        model = wrapped(hf)
+        changes.blocks(hf)[0].register_forward_hook(at_column_20)
+        rows = look(model, sources, runner=runner, readout="next-token", max_new_tokens=None)
+        found.append([[top.logprob for top in row.top] for row in rows])
+    assert found[0] == [pytest.approx(one, abs=1e-4) for one in found[1]]
+
+
+def test_passes_over_longer_texts_than_were_tried_run_alone() -> None:
+    texts = [tuple(range(5, 5 + n)) for n in (30, 35, 40)]
+    found = []
+    for tried in (False, True):
+        hf = built("llama")
+        changes.blocks(hf)[0].register_forward_hook(at_column_20)
+        model = wrapped(hf)
+        if tried:
+            look(model)
+        found.append({one.index: one.states[2] for one in text_states(model, texts, [2])})
+    assert all(torch.allclose(found[0][index], found[1][index]) for index in range(3))
+
+
+def test_passes_say_nothing_of_whether_a_hook_bears_batches() -> None:
+    hf = built("llama")
+    model = wrapped(hf)
+    changes.block(hf).register_forward_hook(lambda _, __, output: changes.wave(output))
+    list(text_states(model, [(5, 6, 7)], [2]))
+    assert distrust(model) is None
+
+
+@pytest.mark.parametrize("runner", ["engine", "reference"])
+def test_a_steering_vector_that_is_exchanged_during_a_run_ends_it(runner: str) -> None:
+    hf = built("llama")
+    held = {"vector": torch.zeros(32)}
+    changes.block(hf).register_forward_hook(lambda _, __, output: output + held["vector"])
+    model = loaded(hf)
+    stream = ps.stream(model, [f"the cat {i}" for i in range(40)], prompt=PROMPT, runner=runner, max_new_tokens=1)
+    next(stream)
+    held["vector"] = callers.VECTOR
+    with pytest.raises(errors.ModelChangedError, match="computes with something else") as caught:
+        list(stream)
+    assert 0 in caught.value.rows
+
+
+def test_what_a_hook_records_or_sets_during_a_run_does_not_end_it() -> None:
+    """Attributes of other modules, by phase; counters; states: none of it is a change of the model by another."""
+    hf = built("llama")
+    seen: list[torch.Tensor] = []
+    count = {"calls": 0}
+
+    def note(module: Any, args: tuple[torch.Tensor, ...]) -> None:
+        module.self_attn.scaling = 3.0 if args[0].shape[1] > 1 else 0.1
+        seen.append(args[0])
+        count["calls"] += 1
+
+    for block in changes.blocks(hf):
+        block.register_forward_pre_hook(note)
+    model = loaded(hf)
+    for _ in range(2):
+        for runner in ("engine", "reference"):
+            assert said(look(model, runner=runner)) == as_generated(model)
+
+
+def test_a_mode_of_training_that_a_helper_asks_for_is_refused() -> None:
+    class Drop(nn.Module):
+        def __init__(self, inner: nn.Module) -> None:
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return dropped(self, self.inner(x))
+
+    hf = built("llama")
+    model = loaded(hf)
+    parent, name = changes.place(hf)
+    setattr(parent, name, Drop(getattr(parent, name)))
+    with pytest.raises(errors.UnsupportedModelError, match="training mode"):
+        look(model)
+
+
+def dropped(module: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    return nn.functional.dropout(x, 0.3, module.training)
+
+
+def test_the_model_that_fails_is_named() -> None:
+    """Of two models the one whose run raised, whichever runner runs them."""
+    hf, fails = built("llama"), [False]
+    hf.config._name_or_path = "the-source"
+
+    def hook(*_: object) -> None:
+        if fails[0]:
+            raise RuntimeError("broken")
+
+    changes.block(hf).register_forward_hook(hook)
+    source, target = loaded(hf), loaded(built("gpt2"))
+    for runner in ("engine", "reference"):
+        fails[0] = False
+        options: Any = {"prompt": PROMPT, "target_model": target, "source_layers": 1, "target_layers": [1]}
+        prepared = ps.prepare(source, SOURCE, runner=runner, max_new_tokens=1, **options)
+        fails[0] = True
+        with pytest.raises(errors.ModelRunError, match="the-source fails when it is run"):
+            prepared.results()
+
+
+def test_what_a_hook_raises_is_told_at_load_and_in_a_run() -> None:
+    def broken(*_: object) -> None:
+        raise ValueError("broken on purpose")
+
+    hf = built("llama")
+    model = loaded(hf)
+    changes.block(hf).register_forward_hook(broken)
+    for runner in ("engine", "reference"):
+        with pytest.raises(errors.ModelRunError, match="broken on purpose"):
+            look(model, runner=runner)
+    with pytest.raises(errors.SelfCheckError, match="broken on purpose"):
+        loaded(hf)
+
+
+def test_objects_that_differ_have_other_identities() -> None:
+    pairs = [
+        (random.Random(0), random.Random(1)),
+        (Mapping(torch.eye(2), torch.zeros(2)), Mapping(3 * torch.eye(2), torch.zeros(2))),
+        (deque([1], maxlen=1), deque([1], maxlen=2)),
+        (LlamaConfig(rms_norm_eps=1e-5), LlamaConfig(rms_norm_eps=1e-6)),
+    ]
+    for one, other in pairs:
+        digests = []
+        for held in (one, other):
+            hasher = Hasher()
+            hasher.add(held)
+            assert hasher.complete
+            digests.append(hasher.digest())
+        assert digests[0] != digests[1], type(one)
+
+
+def test_large_tensors_are_hashed_once_and_then_looked_at() -> None:
+    large = torch.zeros(1100, 1000)
+    digests = []
+    for change in (lambda: None, lambda: None, lambda: large.data[:, 7].fill_(1.0)):
+        change()
+        hasher = Hasher()
+        hasher.add(large)
+        digests.append(hasher.digest())
+    assert digests[0] == digests[1] != digests[2]
+
+
+def test_none_is_the_default_of_load() -> None:
+    with pytest.raises(errors.UnknownModelError):
+        ps.load("no-such-model", dtype=None, device=None)
+    with pytest.raises(errors.OptionError, match="variant is 3"):
+        ps.load(built("llama"), tokenizer=families.tiny_tokenizer(), variant=3)  # type: ignore[arg-type]
+
+
+def test_a_lens_and_a_mapping_belong_to_what_is_attached_too() -> None:
+    hf = built("llama")
+    model = wrapped(hf)
+    texts = [f"the capital of {word} is cat {k}" for word in ("Spain", "Wales", "Syria") for k in range(30)]
+    mapping = fit(model, model, texts, [(1, model.n_layers)], kind="orthogonal")
+    lens_table(model, SOURCE, layers=[1], lens=mapping)
+    handle = changes.block(hf).register_forward_hook(lambda _, __, output: changes.wave(output))
+    for _ in range(2):  # the first call meets the change, and says so already
+        with pytest.raises(errors.MappingError, match="attached"):
+            lens_table(model, SOURCE, layers=[1], lens=mapping)
+    handle.remove()
+    lens_table(model, SOURCE, layers=[1], lens=mapping)
+
+
+def test_a_fit_over_a_model_that_changes_meanwhile_ends() -> None:
+    hf = built("llama")
+    model = wrapped(hf)
+    texts = [f"the capital of {word} is cat {k}" for word in ("Spain", "Wales", "Syria") for k in range(30)]
+
+    def tell(_: str) -> None:
+        changes.through_data(hf)
+
+    with pytest.raises(errors.ModelChangedError):
+        fit(model, model, texts, [(1, 2)], kind="orthogonal", options=FitOptions(tell=tell))
+
+
+def test_things_that_hold_each_other_are_hashed_in_a_moment() -> None:
+    several = [types.SimpleNamespace() for _ in range(60)]
+    for one in several:
+        one.others = several
+    started = time.monotonic()
+    hasher = Hasher()
+    hasher.add(several[0])
+    assert hasher.complete
+    assert time.monotonic() - started < 1.0
+
+
+def test_a_mode_around_all_functions_meets_the_callers_own_modules() -> None:
+    class Doubled(TorchFunctionMode):
+        def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            found = function(*args, **(kwargs or {}))
+            return 1.2 * found if function is nn.functional.silu else found
+
+    model = wrapped(built("llama"))
+    plain = said(look(model))
+    with Doubled():
+        rows = [said(look(model, runner=runner)) for runner in ("engine", "reference")]
+        assert rows == [as_generated(model)] * 2
+    assert said(look(model)) == plain

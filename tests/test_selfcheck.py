@@ -13,6 +13,7 @@ from torch import Tensor, nn
 import families
 from conftest import tiny_model
 from patchscopes import errors
+from patchscopes.kv import sharing
 from patchscopes.models import Model, attached, wrap_in_memory
 from patchscopes.models.architectures import TABLE
 from patchscopes.selfcheck import Finding, Report, check_model, require
@@ -28,7 +29,7 @@ every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=["float32", "bfloat16
 @pytest.fixture(autouse=True)
 def nothing_is_attached(monkeypatch: pytest.MonkeyPatch) -> None:
     """The hooks that break a model here stand for a family that is so; what a caller attaches is checked elsewhere."""
-    monkeypatch.setattr(attached, "_all", lambda _: iter(()))
+    monkeypatch.setattr(attached, "_all", lambda *_: iter(()))
 
 
 def broken(family: str = "llama", dtype: torch.dtype = torch.float32) -> Model:
@@ -143,7 +144,11 @@ def test_a_model_whose_padding_shows_fails_batch_alone(family: str, forgotten: s
     """Off float32 the model's own padded way is at fault as well, and must not become what ours is measured by."""
     model = broken(family, dtype)
     forward_without(model, forgotten)
-    assert failed(model) == {"batch"}
+    if family == "llama" and dtype == torch.float32:  # its angles are relative: columns of copied prefixes will do
+        assert failed(model) == set()
+        assert sharing(model) == "copied"
+    else:
+        assert failed(model) == {"batch"}
 
 
 @every_dtype

@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from patchscopes.foreign import running
 from patchscopes.kv import own_cache
 from patchscopes.models import Inputs, Model
 
@@ -42,31 +43,32 @@ class Alone:
     def _run(self, new: Sequence[int]) -> Float[Tensor, "row d_vocab"]:
         device, length = self._model.device, len(self._ids)
         ids = torch.tensor([list(new)], dtype=torch.long, device=device)
-        mask = positions = None
-        if self._masked:
+        # As `generate` hands them over: a hook may read or change them.
+        positions = torch.arange(length - len(new), length, dtype=torch.long, device=device)[None]
+        mask = None
+        if self._masked or self._model.counts_mask:
             mask = torch.ones(1, length, dtype=torch.long, device=device)
             mask[0, list(self._masked)] = 0
             mask[0, -1] = 1  # the last token sees itself, whether or not later ones may see it
-            positions = torch.arange(length - len(new), length, dtype=torch.long, device=device)[None]
         return self._model.forward(Inputs(ids, mask, positions, self._cache), "last")[:, -1].float()
 
 
 @dataclass(frozen=True, slots=True)
 class Batched:
-    """Return whether what is attached to a model gave the same in batches, behind prefixes and from ℓ* on as alone.
-
-    It was compared on texts of up to `n_tokens`.
-    """
+    """Whether what is attached gave the same in batches, behind prefixes and from ℓ* on as alone, up to `n_tokens`."""
 
     of_attached: ClassVar[bool] = True
     same: bool
     n_tokens: int = 0
 
 
-def batched(model: Model) -> bool:
-    """Return whether texts of the model may run together: nothing is attached, or what is attached bears it."""
-    return model.private and (not model.attached or model.kept(Batched, _unknown).same)
+UNKNOWN = Batched(same=False)
 
 
-def _unknown(_: Model) -> Batched:
-    return Batched(same=False)
+def batched(model: Model, n_tokens: int) -> bool:
+    """Return whether texts of so many tokens may run together: nothing is attached, or it was seen to bear that."""
+    with running(model.id):
+        if not model.is_private(n_tokens):
+            return False
+    found = model.kept(Batched, lambda _: UNKNOWN) if model.has(Batched) else UNKNOWN
+    return not model.attached or (found.same and found.n_tokens >= n_tokens)

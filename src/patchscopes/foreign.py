@@ -37,7 +37,13 @@ ARITHMETIC = ("torch._tensor", "torch.functional", "torch.nn.functional", "torch
 GENERAL = sys.stdlib_module_names | {"beartype", "filelock", "jaxtyping", "numpy", "pandas", "pyarrow", "scipy"}
 # How attributes and entries are looked up: a name that is not there is the fault of whoever asked for it.
 LOOK_UPS = frozenset({"__getattr__", "__getattribute__", "__getitem__"})
-MEMORY_SIGNS = ("out of memory", "can't allocate memory", "not enough memory")
+# Where a private module calls a hook of the caller's: it is the module that has called it.
+HOOKS_OF_CALLERS = "patchscopes.models.tree"
+# What allocators say: torch's on CPUs and on accelerators, and the C++ library's.
+MEMORY_SIGNS = (
+    *("out of memory", "can't allocate memory", "not enough memory", "defaultcpuallocator", "std::bad_alloc"),
+    "cublas_status_alloc_failed",
+)
 LONGEST_REASON = 300
 
 
@@ -138,7 +144,8 @@ def _top(frame: FrameType) -> str:
 
 def _serves(frame: FrameType) -> bool:
     """Return whether a frame only does what it was asked, so that the frame above it answers for an error."""
-    return _top(frame) in GENERAL or _module(frame) in ARITHMETIC
+    told = _module(frame) == HOOKS_OF_CALLERS and frame.f_code.co_name == "__call__"
+    return told or _top(frame) in GENERAL or _module(frame) in ARITHMETIC
 
 
 def _belongs(frame: FrameType) -> bool:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from patchscopes.errors import ModelChangedError
 from patchscopes.foreign import running
 from patchscopes.mappings import Transfer
-from patchscopes.proof import prove_again
+from patchscopes.proof import disproof
 
 # A look may take this share of the time since the last one.
 SHARE = 1 / 50
@@ -55,9 +55,9 @@ class Guard:
     def _changes(self, *, all_of_it: bool = True) -> list[str]:
         found: list[str] = []
         for model, epoch in zip(self._models, self._epochs, strict=True):
-            if model.epoch != epoch:
-                found.append(f"{model.id} was changed, and another call has met it as it is now")
             found += [f"{model.id}: {change.text}" for change in model.changes()]
+            if model.epoch != epoch:  # after them: they may have been told of the model as another call has met it
+                found.append(f"{model.id} was changed, and another call has met it as it is now")
         now = time.monotonic()
         if found or not all_of_it:
             return found
@@ -69,7 +69,7 @@ class Guard:
         if self._compares and now - self._compared >= NUMBERS_EVERY_S:
             for model in self._models:
                 with running(model.id):
-                    prove_again(model)
+                    found += [f"{model.id}: {said}"] if (said := disproof(model)) else []
             self._compared = time.monotonic()
         return found
 

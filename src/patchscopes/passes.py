@@ -50,8 +50,8 @@ def text_states(
     where the model changes meanwhile.
     """
     assert all(texts)
-    with _steady(model):
-        at_once = _at_once(model, tokens_at_once or TOKENS_AT_ONCE)
+    with steady(model):
+        at_once = _at_once(model, tokens_at_once or TOKENS_AT_ONCE, max(map(len, texts), default=0))
         returns_tuples(model)  # known before anything is replaced
         for indices in _batches([len(ids) for ids in texts], at_once):
             rows = [texts[index] for index in indices]
@@ -72,7 +72,7 @@ def captured(model: Model, states: Sequence[State]) -> Float[Tensor, "state d_mo
 
     Raises OptionError for a masked state of a model that cannot mask.
     """
-    with _steady(model):
+    with steady(model):
         return _captured(model, states)
 
 
@@ -85,7 +85,8 @@ def _captured(model: Model, states: Sequence[State]) -> Float[Tensor, "state d_m
     found = torch.empty(len(states), model.d_model, dtype=torch.float32, device=model.device)
     texts = list(of_text)
     returns_tuples(model)  # known before anything is replaced
-    for batch in _batches([len(ids) for ids, _ in texts], _at_once(model, TOKENS_AT_ONCE)):
+    lengths = [len(ids) for ids, _ in texts]
+    for batch in _batches(lengths, _at_once(model, TOKENS_AT_ONCE, max(lengths, default=0))):
         layout = Layout([texts[row][0] for row in batch], [texts[row][1] for row in batch])
         by_layer: dict[int, list[int]] = {}
         column = {}
@@ -101,8 +102,8 @@ def _captured(model: Model, states: Sequence[State]) -> Float[Tensor, "state d_m
 
 
 @contextmanager
-def _steady(model: Model) -> Iterator[None]:
-    """Run the model as it is now. Raises ModelChangedError where it is not the same at the end (rule 0)."""
+def steady(model: Model) -> Iterator[None]:
+    """Run the model as it is when this opens. Raises ModelChangedError where it is not the same at the end (rule 0)."""
     model.current()
     epoch = model.epoch
     yield
@@ -127,15 +128,15 @@ class _Run:
 def _run(model: Model, layout: Layout, wanted: Mapping[int, Places], *, columns: Columns) -> _Run:
     device = model.device
     inputs = Inputs(layout.ids(device), layout.mask(device), layout.position_ids(device))
-    installed = compute_of(model).installed() if batched(model) else nullcontext()
+    installed = compute_of(model).installed() if batched(model, layout.width) else nullcontext()
     with running(model.id), installed, without_head(model) as taken, capture(model, wanted) as found:
         model.forward(inputs, columns)
     return _Run({layer: found[layer].float().to(device) for layer in wanted}, taken[0])
 
 
-def _at_once(model: Model, n_tokens: int) -> int:
-    """How many tokens a pass may run: of one text alone, where what is attached to the model may not bear batches."""
-    return n_tokens if batched(model) else 0
+def _at_once(model: Model, n_tokens: int, longest: int) -> int:
+    """Return how many tokens a pass may run: of one text alone, where what is attached may not bear batches."""
+    return n_tokens if batched(model, longest) else 0
 
 
 def _places(entries: Sequence[tuple[int, int]]) -> Places:

@@ -16,10 +16,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from patchscopes.alone import Alone
+from patchscopes.foreign import running
 from patchscopes.hooks import LayerWrite, Places, capture, patch
 from patchscopes.mappings import Transfer
 from patchscopes.models import Inputs, Model, calm
-from patchscopes.plan import Plan
+from patchscopes.plan import Plan, longest_text
 from patchscopes.readouts import (
     Compared,
     Writing,
@@ -44,6 +45,9 @@ class Reference:
 
     def run(self, plan: Plan) -> Iterator[Result]:
         """Yield one Result per cell, in the plan's order, each with the top-2 gap of every step."""
+        for model in self.transfer.models:
+            with running(model.id):
+                model.is_private(longest_text(plan.cells))  # found out before anything runs
         for index, cell in enumerate(plan.cells):
             yield self.run_cell(cell, index)
 
@@ -162,6 +166,6 @@ def next_logits(model: Model, ids: Sequence[int], masked: Sequence[int] = ()) ->
 
 def _state(model: Model, wanted: State) -> Float[Tensor, " d_model"]:
     """The hidden state of the model's run at the wanted layer and position."""
-    with capture(model, {wanted.layer: Places((0,), (wanted.position,))}) as states:
+    with running(model.id), capture(model, {wanted.layer: Places((0,), (wanted.position,))}) as states:
         next_logits(model, wanted.ids, wanted.masked)
     return states[wanted.layer][0]

@@ -19,7 +19,7 @@ from patchscopes.foreign import running
 from patchscopes.guard import Guard
 from patchscopes.mappings import Transfer
 from patchscopes.models import Model
-from patchscopes.plan import Budget, Explanation, Plan, Runner, compile_plan
+from patchscopes.plan import Budget, Explanation, Plan, Runner, compile_plan, longest_text
 from patchscopes.provenance import provenance
 from patchscopes.resolve import Resolved, resolve
 from patchscopes.results import Results
@@ -27,7 +27,7 @@ from patchscopes.rows import Made, row_of, with_baselines
 from patchscopes.spec import Cell, Request, Result, Row, Sweep
 from patchscopes.speed import measure_speed
 from patchscopes.store import Head, Writer, open_writer
-from patchscopes.trust import TrustedEngine, distrust, longest_text, settle
+from patchscopes.trust import TrustedEngine, distrust, settle
 
 
 @contextmanager

@@ -5,6 +5,7 @@ few cells twice: as the engine does, batched, behind a shared prefix, each from 
 phases of the model's own `generate`. Where they differ, the model runs one row at a time from then on.
 
     texts      as long as the call's longest, and a short one; what follows the placeholder is one token or several
+    sources    short ones and ones as long as the longest text, of unequal length, read side by side
     cells      two sources and two ℓ*, 0 and n_layers − 1, so that each block has rows that run it and rows that wait
     readouts   an answer of three tokens (the prompt's end and two steps), and the next token beside the source's
 """
@@ -19,7 +20,7 @@ from patchscopes.foreign import running
 from patchscopes.kv import copy_prefixes, sharing
 from patchscopes.mappings import Transfer
 from patchscopes.models import Model, first_of
-from patchscopes.plan import Budget, Plan, Runner, compile_plan
+from patchscopes.plan import Budget, Plan, Runner, compile_plan, longest_text
 from patchscopes.proof import prove, some_ids
 from patchscopes.reference import Reference
 from patchscopes.spec import Cell, Decoding, Ids, Readout, Result, Site, State, Write
@@ -60,21 +61,18 @@ def settle(runner: Runner | str, models: Iterable[Model], n_tokens: int) -> None
                     prove(model)
 
 
-def longest_text(cells: Iterable[Cell]) -> int:
-    """Return the length of the longest text that cells run, in tokens."""
-    return max((len(cell.target_ids) + cell.more_tokens for cell in cells), default=0)
-
-
 def is_trusted(model: Model, n_tokens: int = LONG) -> bool:
     """Return whether the engine may run texts of `n_tokens`; compared once for what is attached."""
-    if not model.attached or not model.private:
-        return model.private
-    found = model.kept(Batched, lambda _: Batched(same=True))
-    if found.same and found.n_tokens < n_tokens:
-        found = Batched(_same_in_batches(model, max(LONG, n_tokens)), n_tokens)
-        model.ran()
-        model.keep(found)
-    return found.same
+    with running(model.id):
+        if not model.is_private(n_tokens) or not model.attached:
+            return model.is_private()
+        found = model.kept(Batched, lambda _: Batched(same=True))
+        if found.same and found.n_tokens < n_tokens:
+            n_tokens = max(LONG, n_tokens)
+            with model.running_attached():
+                found = Batched(_same_in_batches(model, n_tokens), n_tokens)
+            model.keep(found)
+        return found.same
 
 
 def distrust(model: Model, n_tokens: int = LONG) -> str | None:
@@ -82,7 +80,7 @@ def distrust(model: Model, n_tokens: int = LONG) -> str | None:
     if is_trusted(model, n_tokens):
         return None
     slow = "So each row runs by itself, as in the model's own generate, which is many times slower."
-    if not model.private:
+    if not model.is_private():
         named = first_of(list(map(str, model.attached))) or "hooks that the process has on every module"
         return f"{model.id} has {named}: a run cannot have copies of its modules that act alike. {slow}"
     return (
@@ -143,10 +141,12 @@ def _cells(model: Model, n_tokens: int) -> Iterator[Cell]:
     short, long = some_ids(model, SHORT, "short"), _long_ids(model, n_tokens)
     answer = some_ids(model, 3, "answer")
     sources = [some_ids(model, length, f"source {length}") for length in SOURCES]
-    for ids, position in ((short, SHORT // 2), (long, len(long) - 1), (long, len(long) // 2)):
+    most = [_long_ids(model, n_tokens - less) for less in (0, 3)]
+    places = (short, SHORT // 2, sources), (long, len(long) - 1, most), (long, len(long) // 2, most)
+    for ids, position, read in places:
         yield _cell(model, ids, None, answer)
         for layer in (0, n - 1):
-            for source in sources:
+            for source in read:
                 state = State(source, len(source) - 1, n // 2)
                 yield _cell(model, ids, Write(Site(layer), (position,), (state,)), answer)
     write = Write(Site(n // 2), (SHORT // 2,), (State(sources[0], 3, n // 2),))

@@ -67,9 +67,12 @@ def check_command(
     from patchscopes.models import LoadOptions, load_by_name
     from patchscopes.selfcheck import check_model
     from patchscopes.settings import Settings
+    from patchscopes.trust import distrust
 
     options = LoadOptions(revision, trust_remote_code, dtype, device, adapter)
     model = load_by_name(name, options, Settings.from_env(), notify=lambda message: click.echo(message, err=True))
+    if (slow := distrust(model)) is not None:
+        click.echo(f"{slow} So the claims about batches and about logits are not checked.", err=True)
     report = check_model(model)
     click.echo(f"{model!r}, {model.fingerprint}")
     for finding in report.findings:

@@ -12,20 +12,12 @@ from patchscopes.engine.group import GroupRun
 from patchscopes.engine.prompts import RunPrompts
 from patchscopes.engine.states import States
 from patchscopes.errors import OutOfMemoryError
+from patchscopes.foreign import is_memory
 from patchscopes.mappings import Transfer
 from patchscopes.models import Model, calm
 from patchscopes.plan import Plan, Wave
 from patchscopes.spec import Result
 
-# What allocators say: torch's on CPUs and on accelerators, and the C++ library's.
-OUT_OF_MEMORY = (
-    "DefaultCPUAllocator",
-    "not enough memory",
-    "can't allocate memory",
-    "out of memory",
-    "CUBLAS_STATUS_ALLOC_FAILED",
-    "std::bad_alloc",
-)
 # What oneDNN says of whatever it could not do, a dtype that it does not take as well as memory that is not there. Of a
 # "primitive descriptor" it says so before it asks for any memory.
 NO_REASON = re.compile(r"could not (create|execute) a primitive(?! descriptor)|could not create a memory object")
@@ -91,12 +83,9 @@ def is_out_of_memory(error: BaseException, needed_bytes: int) -> bool:
 
     Short is less than `needed_bytes`, the plan's peak.
     """
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+    if is_memory(error):
         return True
-    if not isinstance(error, RuntimeError):
-        return False
-    said = str(error)
-    return any(sign in said for sign in OUT_OF_MEMORY) or (NO_REASON.search(said) is not None and _short(needed_bytes))
+    return isinstance(error, RuntimeError) and NO_REASON.search(str(error)) is not None and _short(needed_bytes)
 
 
 def _short(needed_bytes: int) -> bool:

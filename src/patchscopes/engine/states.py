@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from patchscopes.compute import Compute, columns_at_once, compute_of
+from patchscopes.foreign import running
 from patchscopes.forward import without_head
 from patchscopes.hooks import Places, capture
 from patchscopes.layout import Layout
@@ -98,7 +99,7 @@ class _Captured:
 
     def add(self, batch: Sequence[SourcePass]) -> None:
         """Run a batch of source passes."""
-        with calm(), self._compute.installed(), without_head(self._model):
+        with running(self._model.id), calm(), self._compute.installed(), without_head(self._model):
             self._parts.extend(self._capture(batch))
 
     def rows(self, states: Sequence[State]) -> Float[Tensor, "state d"]:

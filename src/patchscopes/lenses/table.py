@@ -40,6 +40,7 @@ def lens_table(
     """
     wanted = tuple(range(model.n_layers + 1)) if layers is None else tuple(sorted(set(map(plain, layers))))
     top_k = plain(top_k)
+    model.current()
     _check(model, wanted, top_k)
     tokenized = _tokens(model, text, bos)
     if lens is not None:

@@ -30,6 +30,7 @@ from patchscopes.mappings import FitOptions, Mapping, Mappings, Moments, Quality
 from patchscopes.mappings.texts import FitTexts, Texts, chunks
 from patchscopes.models import Model, calm
 from patchscopes.numbers import plain
+from patchscopes.passes import steady
 from patchscopes.plan import duration
 from patchscopes.spec import Bos
 
@@ -70,8 +71,13 @@ def fit_tuned_lens(model: Model, texts: Texts, *, options: TunedOptions = DEFAUL
     """Train a translator for each layer of `model` on `texts`: whole texts, or passages, whose sections stay together.
 
     The same seed, texts and machine give the same lens. Raises MappingError for texts that are too few or too short,
-    LayerError for layers that get no translator.
+    LayerError for layers that get no translator, ModelChangedError where the model changes meanwhile.
     """
+    with steady(model):
+        return _trained(model, texts, options)
+
+
+def _trained(model: Model, texts: Texts, options: TunedOptions) -> Mappings:
     layers = _layers(model, options)
     data = FitTexts.of(model, model, texts, _fit_options(options), validation=SHARE / (1 - SHARE))
     data.check_size(model.d_model, ("affine",))

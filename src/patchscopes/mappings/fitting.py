@@ -20,6 +20,7 @@ from patchscopes.mappings.moments import LeastSquares, Moments
 from patchscopes.mappings.texts import DEFAULTS, FitOptions, FitTexts, Texts, chunks
 from patchscopes.models import Model
 from patchscopes.numbers import plain, whole
+from patchscopes.passes import steady
 
 RIDGES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1)  # tried where none is given; of inputs of unit variance
 VALIDATION = 0.1  # of the fit texts, which choose the ridge
@@ -53,7 +54,14 @@ def fit_several(
     kinds: Sequence[Kind] = LINEAR,
     options: FitOptions = DEFAULTS,
 ) -> dict[Kind, Mappings]:
-    """As `fit`, for several kinds from the same passes."""
+    """As `fit`, for several kinds from the same passes. Raises ModelChangedError where a model changes meanwhile."""
+    with steady(source), steady(target):
+        return _fitted(source, target, texts, pairs, kinds, options)
+
+
+def _fitted(
+    source: Model, target: Model, texts: Texts, pairs: Iterable[Pair], kinds: Sequence[Kind], options: FitOptions
+) -> dict[Kind, Mappings]:
     wanted = _checked(source, target, pairs)
     _check_kinds(kinds, options)
     chooses = "ridge" in kinds and options.ridge is None
@@ -70,6 +78,8 @@ def held_out_quality(
     mappings: Mappings, source: Model, target: Model, texts: Texts, *, options: FitOptions = DEFAULTS
 ) -> dict[Pair, Quality]:
     """How well each mapping does on `texts`, all of them; the models must be those that it was fitted for."""
+    source.current()
+    target.current()
     mappings.check(source, target)
     moments = moments_of(source, target, texts, mappings.pairs, options=options)
     return {pair: moments.errors(pair, mappings[pair]).quality() for pair in mappings.pairs}

@@ -37,7 +37,7 @@ SCHEMA = "patchscopes.mappings/1"
 
 @dataclass(frozen=True, slots=True)
 class Side:
-    """A model that a mapping was fitted for: `weights` is its fingerprint, `id` the name that it was asked for by."""
+    """A model that a mapping was fitted for: `weights` tells it (`Model.weights`), `id` is what it was asked for by."""
 
     id: str
     weights: str
@@ -47,7 +47,7 @@ class Side:
     @classmethod
     def of(cls, model: Model) -> "Side":
         """What a mapping remembers of `model`."""
-        return cls(model.id, model.fingerprint, model.n_layers, model.d_model)
+        return cls(model.id, model.weights, model.n_layers, model.d_model)
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,10 +171,10 @@ class Mappings:
     def check(self, source: Model, target: Model) -> None:
         """Raise MappingError, with the hashes, where it was fitted for other weights."""
         for part, fitted, model in (("source", self.source, source), ("target", self.target, target)):
-            if fitted.weights != model.fingerprint:
+            if fitted.weights != model.weights:
                 raise MappingError(
                     f"this {self.kind} mapping was fitted for the {part} model {fitted.id} with the weights "
-                    f"{fitted.weights}; {model.id} has {model.fingerprint}. Load the model that it belongs to, or fit "
+                    f"{fitted.weights}; {model.id} has {model.weights}. Load the model that it belongs to, or fit "
                     "it for this one."
                 )
 

@@ -12,7 +12,7 @@ Each is told by its place, its qualified name, and a hash of its code and of wha
 import functools
 import types
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -22,15 +22,9 @@ from transformers import PreTrainedModel
 
 from patchscopes.models.hasher import NOT_TOLD, Hasher, is_library
 from patchscopes.models.tree import GLOBAL_HOOKS, HOOKS, own_forward
-from patchscopes.models.watch import Named, collects, home_of, is_plain, walk
+from patchscopes.models.watch import Named, collects, home_of, is_built_in, is_plain, walk
 
 OURS = frozenset({"patchscopes", "torch", "accelerate"})
-# Packages whose modules keep what they compute with in parameters, buffers and the config.
-BUILT_IN = frozenset(
-    {"torch", "transformers", "transformers_modules", "accelerate", "patchscopes", "bitsandbytes", "awq", "gptqmodel"}
-    | {"auto_gptq", "optimum", "hqq", "torchao", "compressed_tensors", "quanto", "aqlm", "eetq", "kernels"}
-)
-
 # What a library's own class is, and a caller's thing all the same.
 HOLDERS = (Tensor, np.ndarray, list, dict, tuple)
 
@@ -41,8 +35,7 @@ What = Literal["hook", "forward", "function", "module", "attribute"]
 class Attached:
     """One thing that is attached: its kind, its place (a module's path), its name, and its digest.
 
-    `hashed` is False where the digest is good in this process only. `way` is the digest without the values of tensors:
-    how the thing acts, whatever it acts with.
+    `hashed` is False where the digest is good in this process only.
     """
 
     what: What
@@ -50,7 +43,11 @@ class Attached:
     name: str
     digest: str
     hashed: bool
-    way: str
+
+    @property
+    def key(self) -> tuple[str, str, str]:
+        """What it is known by, whatever it computes with."""
+        return self.what, self.path, self.name
 
     def __str__(self) -> str:
         return f"{self.what} {self.name} on {self.path or 'the model'}"
@@ -68,20 +65,21 @@ def attached(hf: PreTrainedModel, named: Iterable[Named] = ()) -> tuple[Attached
     return tuple(found)
 
 
-def is_built_in(kind: type[nn.Module]) -> bool:
-    """Return whether a class is of a package whose modules keep what they compute with where it is watched."""
-    return kind.__module__.partition(".")[0] in BUILT_IN
-
-
 def is_ours(function: Any) -> bool:
-    """Return whether a hook or forward is of this package, torch's or accelerate's own."""
+    """Return whether a hook is of this package, torch's or accelerate's own."""
+    owner = _owner(function)
+    package = owner.partition(".")[0]
+    if package == "torch":  # masks of pruning, and what a partial holds, are the caller's
+        return not isinstance(function, functools.partial) and not owner.startswith("torch.nn.utils")
+    return package in OURS
+
+
+def _owner(function: Any) -> str:
+    """Return the module of a function, within partials and what torch.compile has made of it."""
     while isinstance(function, functools.partial):
         function = function.func
     function = getattr(function, "_torchdynamo_orig_callable", function)
-    owner = getattr(function, "__module__", None) or type(function).__module__
-    package = str(owner).partition(".")[0]
-    # Masks of pruning are torch's by their class, and the caller's by what they hold.
-    return package in OURS and not str(owner).startswith("torch.nn.utils")
+    return str(getattr(function, "__module__", None) or type(function).__module__)
 
 
 def _all(
@@ -92,7 +90,7 @@ def _all(
             if not is_ours(hook) and not collects(hook):
                 yield "hook", "every module", hook
     for one in named:
-        if _is_put_in(one.function) and not (isinstance(one.holder, type) and not is_built_in(one.holder)):
+        if _is_put_in(one.function) and not (isinstance(one.holder, type) and not is_library(one.holder.__module__)):
             yield "function", one.place, one.function
     for module, path in known.items():
         for name in HOOKS:
@@ -132,24 +130,21 @@ def _is_own_class_forward(forward: Any, module: nn.Module) -> bool:
     compiled = getattr(forward, "_torchdynamo_orig_callable", forward)
     if isinstance(compiled, types.MethodType):
         return compiled.__self__ is module and compiled.__func__ is type(module).forward
-    return is_ours(forward)
+    return _owner(forward).partition(".")[0] in OURS - {"torch"}  # not so `forward = F.relu`
 
 
 def _attached(what: What, path: str, thing: Any, known: Mapping[nn.Module, str]) -> Attached:
-    hashers = Hasher(known), Hasher(known, values=False)
-    for hasher in hashers:
-        if what == "module":  # what of it is neither a parameter nor a child
-            hasher.add(type(thing))
-            hasher.attributes(thing)
-        else:
-            hasher.add(thing)
-    digest, way = (hasher.digest() for hasher in hashers)
-    return Attached(what, path, _name(thing), digest, hashers[0].complete, way)
+    hasher = Hasher(known)
+    if what == "module":  # what of it is neither a parameter nor a child
+        hasher.add(type(thing))
+        hasher.attributes(thing)
+    else:
+        hasher.add(thing)
+    return Attached(what, path, _name(thing), hasher.digest(), hasher.complete)
 
 
 def _attribute(path: str, name: str, value: Any, known: Mapping[nn.Module, str]) -> Attached:
-    found = _attached("attribute", path, value, known)
-    return Attached("attribute", path, name, found.digest, found.hashed, found.way)
+    return replace(_attached("attribute", path, value, known), name=name)
 
 
 def _name(function: Any) -> str:

@@ -5,6 +5,7 @@ and the globals that code names, as far as the caller's own code goes: libraries
 followed (a counter in C, a file, a generator) leaves the digest incomplete, and then it is good in this process only.
 """
 
+import copyreg
 import functools
 import hashlib
 import logging
@@ -14,7 +15,6 @@ import sysconfig
 import types
 import uuid
 import weakref
-from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -26,16 +26,20 @@ import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-from patchscopes.models.watch import HOOK_TABLES, PLAIN, home_of
+from patchscopes.models.probes import Probes
+from patchscopes.models.watch import BUILT_IN, HOOK_TABLES, PLAIN, home_of, names_in
 
 MAX_DEPTH = 40
 # More than a steering vector or a dictionary of features: what a recorder has gathered is not hashed at every call.
 MAX_BYTES = 1 << 28
+# A tensor above this is hashed once, and then looked at by samples.
+LARGE_BYTES = 1 << 22
 # Beyond so many parts a thing is not followed, and a long list is hashed at once.
 MAX_PARTS, LONG = 50_000, 256
 THIS_PROCESS = uuid.uuid4().hex
-SEQUENCES = (list, tuple, deque)
 BY_NAME = (types.BuiltinFunctionType, types.MethodDescriptorType, types.WrapperDescriptorType, np.ufunc, logging.Logger)
+# Code that names one of these looks things up by texts.
+BY_TEXT = frozenset({"globals", "eval", "exec", "environ", "getenv", "import_module"})
 # Of a class's `__dict__`, what says nothing of what it computes.
 BY_THE_CLASS = (types.MemberDescriptorType, types.GetSetDescriptorType)
 OWN = frozenset({*HOOK_TABLES, "_parameters", "_buffers", "_modules"})
@@ -44,7 +48,7 @@ OWN = frozenset({*HOOK_TABLES, "_parameters", "_buffers", "_modules"})
 @functools.lru_cache(maxsize=4096)
 def is_library(module: str) -> bool:
     """Return whether a module is Python's, installed, or of this package: its code is told by its name."""
-    if module.partition(".")[0] in {"patchscopes", "transformers_modules", *sys.stdlib_module_names} - {"__main__"}:
+    if module.partition(".")[0] in {*BUILT_IN, *sys.stdlib_module_names} - {"__main__"}:
         return True
     path = getattr(sys.modules.get(module), "__file__", None)
     if path is None:
@@ -56,14 +60,13 @@ def is_library(module: str) -> bool:
 class Hasher:
     """A digest of numbers, texts, tensors, functions and what holds them; `complete` unless something else was met.
 
-    Modules of `known` are the model's own, and told by their path. Without `values`, tensors of floating-point numbers
-    are told as such and no more: what a steering vector holds does not change how it acts.
+    Modules of `known` are the model's own, and told by their path. What is met again is told by when it was met first.
     """
 
-    def __init__(self, known: Mapping[nn.Module, str] = MappingProxyType({}), *, values: bool = True) -> None:
+    def __init__(self, known: Mapping[nn.Module, str] = MappingProxyType({})) -> None:
         self._digest = hashlib.sha256()
-        self._known, self._values = known, values
-        self._open: set[int] = set()
+        self._known = known
+        self._met: dict[int, tuple[int, object]] = {}  # the objects too: an id is another's once its object is gone
         self._left, self._parts = MAX_BYTES, MAX_PARTS
         self.complete = True
 
@@ -75,36 +78,39 @@ class Hasher:
     def add(self, value: Any, depth: int = 0) -> None:
         """Take a value into account."""
         self._parts -= 1
-        if isinstance(value, PLAIN):
+        if type(value) in PLAIN:
             self._say(type(value).__name__, repr(value))
         elif isinstance(value, Tensor):
             self._tensor(value)
-        elif id(value) in self._open:
-            self._say("again")
+            if type(value) not in (Tensor, nn.Parameter):
+                self.add(type(value), depth + 1)
+            if vars(value):
+                self.add(vars(value), depth + 1)
+        elif id(value) in self._met:
+            self._say("again", self._met[id(value)][0])
         elif depth > MAX_DEPTH or self._parts < 0:
             self._unknown(value)
         else:
-            self._open.add(id(value))
+            self._met[id(value)] = len(self._met), value
             try:
                 self._add_whole(value, depth + 1)
             except Exception:  # noqa: BLE001 (a caller's object may raise whatever it likes when it is looked at)
                 self._unknown(value)
-            self._open.discard(id(value))
 
     def _add_whole(self, value: Any, depth: int) -> None:
-        if isinstance(value, Mapping):
+        if type(value) in (dict, types.MappingProxyType):
             self._say("mapping", len(value))
             self._several((part for item in value.items() for part in item), depth)
-        elif isinstance(value, SEQUENCES):
+        elif type(value) in (list, tuple, torch.Size):
             self._sequence(value, depth)
-        elif isinstance(value, set | frozenset):
+        elif type(value) in (set, frozenset):
             self._say("set", *self._sorted(value, depth))
         elif isinstance(value, types.FunctionType):
             self._function(value, depth)
         elif isinstance(value, type):
             self._class(value, depth)
         elif isinstance(value, types.ModuleType):
-            self._say("name", value.__name__)
+            self._python_module(value, depth)
         elif isinstance(value, BY_NAME):
             named = (getattr(value, name, None) for name in ("__qualname__", "__name__", "name"))
             self._say("name", getattr(value, "__module__", ""), next(filter(None, named)))
@@ -140,26 +146,37 @@ class Hasher:
             self._object(value, depth)
 
     def _object(self, value: Any, depth: int) -> None:
-        """Take an object into account by its class and attributes; modules of the model by their path."""
-        kind = type(value)
-        if isinstance(value, nn.Module) and value in self._known:
-            self._say("module", self._known[value])
-            return
-        self.add(kind, depth)
-        if isinstance(value, PretrainedConfig) or kind.__module__.partition(".")[0] == "patchscopes":
-            return
-        if isinstance(value, PreTrainedTokenizerBase):
-            self._say(value.name_or_path, len(value))
-            return
+        """Take an object into account by its class and state; modules of the model by their path."""
         if isinstance(value, nn.Module):
-            self._module(value, depth)
-            return
-        slots = [name for base in kind.__mro__ for name in _names(vars(base).get("__slots__", ()))]
-        state = {name: getattr(value, name) for name in slots if hasattr(value, name)}
-        state |= getattr(value, "__dict__", {})
-        self._several(state.items(), depth)
-        if not slots and not hasattr(value, "__dict__"):
+            if value in self._known:
+                self._say("module", self._known[value])
+            else:
+                self.add(type(value), depth)
+                self._module(value, depth)
+        elif isinstance(value, PretrainedConfig):
+            self._say("config", type(value).__qualname__)
+            self.add(value.to_dict(), depth)
+        elif isinstance(value, PreTrainedTokenizerBase):
+            self._say("tokenizer", type(value).__qualname__, value.name_or_path, len(value))
+        elif type(value).__module__ == "patchscopes.models.model":
+            self._say("model", type(value).__qualname__)
+        elif isinstance(value, Iterator):  # it is another at each call
             self._unknown(value)
+        else:
+            self._state(value, depth)
+
+    def _state(self, value: Any, depth: int) -> None:
+        """Take an object into account by what copies of it are made from, as its class says; it may refuse."""
+        made = value.__reduce_ex__(4)
+        if isinstance(made, str):
+            self._say("global", type(value).__module__, made)
+            return
+        function, arguments, *state = made
+        self.add(type(value), depth)
+        if function is not copyreg.__newobj__:  # type: ignore[attr-defined]
+            self.add(function, depth)
+        self.add(arguments, depth)
+        self._several((part if k == 0 or part is None else list(part) for k, part in enumerate(state[:3])), depth)
 
     def _module(self, value: nn.Module, depth: int) -> None:
         """Take a module into account that is not of the model: its tensors, children, hooks and attributes."""
@@ -168,23 +185,21 @@ class Hasher:
             self._several((list(table) if table and isinstance(next(iter(table)), str) else [], *table.values()), depth)
         self.attributes(value, depth)
 
-    def attributes(self, module: nn.Module, depth: int = 0, *, plain: bool = True) -> None:
+    def attributes(self, module: nn.Module, depth: int = 0) -> None:
         """Take into account what stands in a module's `__dict__` beside tensors, children and hooks."""
         for name in sorted(module.__dict__):
             value = module.__dict__[name]
             if name in NOT_TOLD or (name.startswith("_") and name.endswith(("hooks", "hooks_with_kwargs"))):
                 continue
-            if plain or not isinstance(value, PLAIN):
-                self._several((name, value), depth)
+            self._several((name, value), depth)
 
     def _sequence(self, value: Any, depth: int) -> None:
         if type(value) in (list, tuple) and len(value) > LONG:
             with suppress(ValueError):  # something in it that is neither a number nor a text
                 self._digest.update(marshal.dumps(value, 2))
                 return
-        parts = [one for one in value if self._values or not _floats(one)]
-        self._say("sequence", len(parts))
-        self._several(parts, depth)
+        self._say("sequence", len(value))
+        self._several(value, depth)
 
     def _function(self, value: types.FunctionType, depth: int) -> None:
         home = home_of(value)
@@ -199,13 +214,27 @@ class Hasher:
         if is_library(home):
             return
         self._code(value.__code__, depth)
-        names = frozenset(_names_in(value.__code__))
-        for name in sorted(names & value.__globals__.keys()):
-            self._say("global", name)
-            self.add(found := value.__globals__[name], depth)
-            if isinstance(found, types.ModuleType) and not is_library(found.__name__):
-                for inner in sorted(names & vars(found).keys()):
-                    self._several((inner, vars(found)[inner]), depth)
+        names = frozenset(names_in(value.__code__))
+        if names & BY_TEXT:  # what it looks up is not told by its code
+            self._unknown(value)
+        places: list[dict[str, Any]] = [value.__globals__]
+        places += [vars(sys.modules[name]) for name in sorted(names & sys.modules.keys()) if not is_library(name)]
+        for place in places:
+            for name in sorted(names & place.keys()):
+                found = place[name]
+                self._say("global", name)
+                if isinstance(found, types.ModuleType) and not is_library(found.__name__):
+                    places += [] if any(vars(found) is one for one in places) else [vars(found)]
+                else:
+                    self.add(found, depth)
+
+    def _python_module(self, value: types.ModuleType, depth: int) -> None:
+        """Take a module of the caller's into account by the values that stand in it; a library by its name."""
+        self._say("name", value.__name__)
+        if not is_library(value.__name__):
+            for name, found in sorted(vars(value).items()):
+                if not name.startswith("__") and isinstance(found, (*PLAIN, Tensor, np.ndarray, list, tuple, dict)):
+                    self._several((name, found), depth)
 
     def _class(self, value: type, depth: int) -> None:
         self._say("class", value.__module__, value.__qualname__)
@@ -228,9 +257,6 @@ class Hasher:
                 self.add(constant, depth)
 
     def _tensor(self, value: Tensor) -> None:
-        if not self._values and _floats(value):
-            self._say("numbers")
-            return
         self._say("tensor", value.dtype, value.layout)
         try:
             self._say(tuple(value.shape))
@@ -238,9 +264,7 @@ class Hasher:
             if value.device.type == "meta" or self._left < 0:
                 self._unknown(value)
                 return
-            flat = value.detach().resolve_conj().resolve_neg()
-            flat = (flat if flat.layout == torch.strided else flat.to_dense()).contiguous().cpu().reshape(-1)
-            self._digest.update(flat.view(torch.uint8).numpy().data)
+            self._digest.update(_bytes_digest(value))
         except (RuntimeError, NotImplementedError, TypeError, ValueError):  # nested, quantised, of a subclass
             self._unknown(value)
 
@@ -249,14 +273,14 @@ class Hasher:
         self._say("numpy", repr(dtype), getattr(value, "shape", ""))
         if dtype is None or dtype.hasobject or not hasattr(value, "tobytes"):
             self._unknown(value)
-        elif self._values or dtype.kind != "f":
+        else:
             self._digest.update(value.tobytes())
 
     def _sorted(self, values: Iterable[Any], depth: int) -> list[str]:
         """Return the digests of things that have no order."""
         found = []
         for value in values:
-            hasher = Hasher(self._known, values=self._values)
+            hasher = Hasher(self._known)
             hasher.add(value, depth)
             self.complete &= hasher.complete
             found.append(hasher.digest())
@@ -282,22 +306,33 @@ NOT_TOLD = OWN | {
 }
 
 
-def _floats(value: Any) -> bool:
-    return isinstance(value, Tensor) and (value.is_floating_point() or value.is_complex())
+class _Large:
+    """Digests of large tensors, kept for as long as samples of them are what they were."""
+
+    def __init__(self) -> None:
+        self._found: dict[int, tuple[weakref.ref[Tensor], Any, Probes, bytes]] = {}
+
+    def digest(self, tensor: Tensor) -> bytes:
+        """Return the digest of a tensor's bytes."""
+        mark = (tensor.data_ptr(), tensor.is_inference() or tensor._version, tensor.shape, tensor.stride())
+        known = self._found.get(id(tensor))
+        if known is not None and known[0]() is tensor and known[1] == mark and next(known[2].changes(), None) is None:
+            return known[3]
+        digest = hashlib.sha256(_bytes_of(tensor)).digest()
+        self._found = {key: one for key, one in self._found.items() if one[0]() is not None}
+        self._found[id(tensor)] = weakref.ref(tensor), mark, Probes({"": tensor}), digest
+        return digest
 
 
-def _names(slots: Any) -> tuple[str, ...]:
-    return (slots,) if isinstance(slots, str) else tuple(slots)
+_large = _Large()
 
 
-@functools.lru_cache(maxsize=4096)
-def _names_in(code: types.CodeType) -> tuple[str, ...]:
-    """Return the names that code and the functions in it look up, attributes among them."""
-    return tuple(_all_names(code))
+def _bytes_digest(tensor: Tensor) -> bytes:
+    large = tensor.numel() * tensor.element_size() > LARGE_BYTES and tensor.layout == torch.strided
+    return _large.digest(tensor) if large else hashlib.sha256(_bytes_of(tensor)).digest()
 
 
-def _all_names(code: types.CodeType) -> Iterator[str]:
-    yield from code.co_names
-    for constant in code.co_consts:
-        if isinstance(constant, types.CodeType):
-            yield from _all_names(constant)
+def _bytes_of(tensor: Tensor) -> Any:
+    flat = tensor.detach().resolve_conj().resolve_neg()
+    flat = (flat if flat.layout == torch.strided else flat.to_dense()).contiguous().cpu().reshape(-1)
+    return flat.view(torch.uint8).numpy().data

@@ -7,7 +7,7 @@ import copy
 import inspect as pyinspect
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, TypeVar
 
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from patchscopes.errors import ContextLengthError, OptionError, UnsupportedModelError
+from patchscopes.foreign import running
 from patchscopes.models.architectures import Architecture, rope_switch
 from patchscopes.models.attached import Attached
 from patchscopes.models.calm import calm
@@ -28,7 +29,8 @@ from patchscopes.models.watch import Change, Watch, brought_to
 T = TypeVar("T")
 
 UNBOUNDED = 1_000_000
-ALIKE = 1e-4
+# Of logits that copies of modules give, beside those of the modules themselves; and how long a text they run at first.
+ALIKE, SHORT_TEXT = 1e-4, 7
 
 
 Columns = Literal["last", "all"]
@@ -94,7 +96,7 @@ class Model:
     def device(self) -> torch.device:
         """Where token ids go: the device of the input embedding."""
         embedding = self.hf.get_input_embeddings()
-        weight = embedding.weight
+        weight = getattr(embedding, "weight", None)
         if not isinstance(weight, Tensor):
             return self.hf.device
         return brought_to(embedding) if weight.device.type == "meta" else weight.device
@@ -132,6 +134,11 @@ class Model:
         return self._now.fingerprint
 
     @property
+    def weights(self) -> str:
+        """The fingerprint, and behind it what a model as loaded does not have (see `identity`)."""
+        return "|".join([self.fingerprint, *self._now.beside(self.variant)])
+
+    @property
     def identity(self) -> str:
         """The fingerprint of the weights and a hash of the config that runs them, as part of a cell's identity.
 
@@ -150,11 +157,11 @@ class Model:
         """What is attached and cannot be told from others in another process, unless `variant` names it."""
         return () if self.variant is not None else tuple(one for one in self.attached if not one.hashed)
 
-    def called(self, variant: str | None) -> "Model":
+    def called(self, variant: object) -> "Model":
         """Return the model under the name that the caller gives what is attached to it; itself where none is given."""
         if variant is None or variant == self.variant:
             return self
-        if not str(variant).strip() or "|" in str(variant):
+        if not isinstance(variant, str) or not variant.strip() or "|" in variant:
             raise OptionError(f"variant is {variant!r}; it must be a name without '|', such as \"steered\", or None.")
         other = copy.copy(self)
         other.variant = variant
@@ -173,6 +180,10 @@ class Model:
         if self._fault is not None:
             raise UnsupportedModelError(self._fault)
         return same
+
+    def running_attached(self) -> AbstractContextManager[None]:
+        """Find out what of the things attached counts and records by itself, while the context runs them."""
+        return self._now.running_attached()
 
     def ran(self) -> None:
         """Take note that a run has ended: what hooks count and record meanwhile changes nothing of how they act."""
@@ -193,7 +204,7 @@ class Model:
 
     def changes(self) -> list[Change]:
         """Return what differs from what the model was when it was last looked at; nothing where nothing does."""
-        return self._now.watch.changes(attributes=False)
+        return self._now.changes()
 
     @property
     def watch(self) -> Watch:
@@ -242,10 +253,13 @@ class Model:
         self._now.trees.add(trees)
         return trees
 
-    @property
-    def private(self) -> bool:
-        """Return whether runs have modules of their own; else they run the caller's, one text at a time."""
-        with self.running() as tree:
+    def is_private(self, n_tokens: int = 0) -> bool:
+        """Return whether runs of texts of so many tokens have modules of their own; else they run the caller's."""
+        plain = self.kept(PlainTrees, plain_trees)
+        if self.attached and n_tokens > plain.n_tokens:
+            plain = _compared(self, plain.trees, n_tokens)
+            self.keep(plain)
+        with plain.trees.lent() as tree:
             return tree.private
 
     @contextmanager
@@ -304,9 +318,10 @@ class Model:
 
     def head_input(self, states: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_head_in"]:
         """Residual states as they enter the head: through the final norm, and a projection where there is one."""
-        for path in (self.architecture.final_norm, self.architecture.project_out):
-            module = self._submodule(path)
-            states = states if module is None else module(states)
+        with running(self.id):
+            for path in (self.architecture.final_norm, self.architecture.project_out):
+                module = self._submodule(path)
+                states = states if module is None else module(states)
         return states
 
     @calm()
@@ -315,9 +330,10 @@ class Model:
 
         Scaled, projected and normed as the family does it; a scale that the config alone has (Granite's) is left out.
         """
-        rows: Tensor = self.hf.get_input_embeddings()(ids)
-        module = self._submodule(self.architecture.embedded_by)
-        return rows if module is None else module(rows)
+        with running(self.id):
+            rows: Tensor = self.hf.get_input_embeddings()(ids)
+            module = self._submodule(self.architecture.embedded_by)
+            return rows if module is None else module(rows)
 
     def scaled_logits(self, logits: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch n"]:
         """The head's output with the family's scale and softcap: what the model calls logits (rule 13)."""
@@ -442,36 +458,37 @@ def _parameters(hf: nn.Module) -> frozenset[str]:
 
 @dataclass(frozen=True, slots=True)
 class PlainTrees:
-    """Private trees in which nothing stands in for a module."""
+    """Private trees in which nothing stands in; texts of `n_tokens` ran on them as on the caller's modules."""
 
     of_attached: ClassVar[bool] = True
     trees: Trees
+    n_tokens: int = 0
 
 
 def plain_trees(model: Model) -> PlainTrees:
     """Make a model's plain trees: the caller's own modules, where copies of them do not run as they do."""
     trees = model.trees(Replacements())
-    if model.attached:
-        with trees.lent() as tree:
-            alike = not tree.private or runs_alike(model, tree)
-        if not alike:
-            trees.give_up()
-    return PlainTrees(trees)
+    return _compared(model, trees, SHORT_TEXT) if model.attached else PlainTrees(trees)
+
+
+def _compared(model: Model, trees: Trees, n_tokens: int) -> PlainTrees:
+    with trees.lent() as tree, model.running_attached():
+        alike = not tree.private or all(_runs_alike(model, tree, length) for length in (n_tokens, 1))
+    if not alike:
+        trees.give_up()
+    return PlainTrees(trees, n_tokens)
 
 
 @calm()
-def runs_alike(model: Model, tree: Tree) -> bool:
-    """Return whether a private tree gives what the caller's own modules give: for a short text, and for one token.
+def _runs_alike(model: Model, tree: Tree, n_tokens: int) -> bool:
+    """Return whether a private tree gives what the caller's own modules give, for a text of so many tokens.
 
     What is attached may set attributes or hooks while it runs, which copies would not have.
     """
-    for length in (7, 1):
-        ids = (torch.arange(length, dtype=torch.long, device=model.device)[None] * 37 + 5) % model.d_vocab
-        own = model.forward_of(model.hf, Inputs(ids), "all").float()
-        try:
-            copied = model.forward_of(tree.hf, Inputs(ids), "all").float()
-        except Exception:  # noqa: BLE001 (the model itself has just run; whatever a copy raises, it is none)
-            return False
-        if not torch.allclose(own, copied, rtol=ALIKE, atol=ALIKE, equal_nan=True):
-            return False
-    return True
+    ids = (torch.arange(n_tokens, dtype=torch.long, device=model.device)[None] * 37 + 5) % model.d_vocab
+    own = model.forward_of(model.hf, Inputs(ids), "all").float()
+    try:
+        copied = model.forward_of(tree.hf, Inputs(ids), "all").float()
+    except Exception:  # noqa: BLE001 (the model itself has just run; whatever a copy raises, it is none)
+        return False
+    return torch.allclose(own, copied, rtol=ALIKE, atol=ALIKE, equal_nan=True)

@@ -9,8 +9,10 @@ import hashlib
 import json
 import os
 import threading
+import time
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -22,7 +24,7 @@ from patchscopes.errors import UnsupportedModelError
 from patchscopes.models.attached import Attached, attached
 from patchscopes.models.hasher import Hasher
 from patchscopes.models.tree import Trees
-from patchscopes.models.watch import Change, Watch, tensors, walk
+from patchscopes.models.watch import Change, Watch, loose_tensors, tensors, walk
 
 # Of a config: where it was read, and by what, and what cells record themselves.
 INDECISIVE = frozenset(
@@ -41,7 +43,8 @@ class Now:
         self.hf, self.id = hf, id
         self.watch = Watch(hf)
         self.attached: tuple[Attached, ...] = attached(hf, self.watch.functions)
-        self._ways = _ways(self.attached)
+        self._left = self.attached  # as the last run left them
+        self.moving: set[tuple[str, str, str]] = set()
         self.epoch = 0
         self.made: dict[type, Any] = {}
         self.trees: weakref.WeakSet[Trees] = weakref.WeakSet()
@@ -68,7 +71,11 @@ class Now:
         config = self.hf.config.get_text_config(decoder=True).to_dict()
         decisive = {key: value for key, value in config.items() if key not in INDECISIVE}
         digest = hashlib.sha256(json.dumps(decisive, sort_keys=True, default=str).encode()).hexdigest()
-        parts = [self.fingerprint, f"config:{digest[:16]}"]
+        return "|".join([self.fingerprint, f"config:{digest[:16]}", *self.beside(variant)])
+
+    def beside(self, variant: str | None) -> list[str]:
+        """Return what a model as loaded has not: other buffers or structure, what is attached, a name for that."""
+        parts: list[str] = []
         if self._buffers != self._loaded_buffers:
             parts.append(f"buffers:{self._buffers[:16]}")
         if self._structure is not None:
@@ -78,7 +85,7 @@ class Now:
             parts.append(f"attached:{hashlib.sha256(told.encode()).hexdigest()[:16]}")
         if variant is not None:
             parts.append(f"variant:{variant}")
-        return "|".join(parts)
+        return parts
 
     def current(self, *, content: bool) -> bool:
         """Look whether the model is what it was; where it is not, take it as it is by now and return False.
@@ -103,22 +110,50 @@ class Now:
         """
         for trees in list(self.trees):
             trees.forget()
-        if self._ways != (ways := _ways(self.attached)):
-            self._ways = ways
+        if self._left != self.attached:
+            self._left, self.moving = self.attached, set()
             self.made = {kind: one for kind, one in self.made.items() if not getattr(kind, "of_attached", False)}
 
-    def ran(self) -> None:
-        """Take note that what is attached has just run: what it counts and records as it does is none of a caller's."""
+    def changes(self) -> list[Change]:
+        """Return what differs from what the model was when it was last looked at, while it runs."""
+        found = self.watch.changes(attributes="none" if self.attached else "unhooked")
         if self.attached:
+            start = time.perf_counter()
+            found += self._attached_changes()
+            self.watch.look_s += time.perf_counter() - start
+        return found
+
+    def _attached_changes(self) -> Iterator[Change]:
+        """Yield what is attached and computes with something else, unless it is what changes by itself as it runs."""
+        now = attached(self.hf, self.watch.functions)
+        for one, before in zip(now, self.attached, strict=False):
+            if one.key == before.key and one.key not in self.moving and one.digest != before.digest:
+                yield Change("hooks", f"{before} computes with something else")
+
+    @contextmanager
+    def running_attached(self) -> Iterator[None]:
+        """Find out what of the things attached changes by itself: what counts and records while the context runs it."""
+        before = attached(self.hf, self.watch.functions)
+        yield
+        for one, other in zip(before, attached(self.hf, self.watch.functions), strict=False):
+            if one.key == other.key and one.digest != other.digest:
+                self.moving.add(one.key)
+        self.ran()
+
+    def ran(self) -> None:
+        """Take note that what is attached has run: what changes by itself meanwhile was not changed by a caller."""
+        if self.moving:
             with self.lock:
-                self._ways = _ways(attached(self.hf, self.watch.functions))
+                now = {one.key: one for one in attached(self.hf, self.watch.functions) if one.key in self.moving}
+                self._left = tuple(now.get(one.key, one) for one in self._left)
 
     def renew(self, changes: Sequence[Change]) -> None:
         """Take the model as it is by now."""
         kinds = {change.kind for change in changes}
+        self.epoch += 1  # first: whoever looks by the new watch must know that it is another
         before, self.watch = self.watch, Watch(self.hf)
         self.attached = attached(self.hf, self.watch.functions)
-        self._ways = _ways(self.attached)
+        self._left, self.moving = self.attached, set()
         if "structure" in kinds:
             self._as_loaded = self._as_loaded or _digest(before)
             now = _digest(self.watch)
@@ -127,7 +162,6 @@ class Now:
             self._hash, self._fingerprint = partial(memory_hash, self.hf), None
             self._buffers = _hash_of_buffers(self.hf)
         self.made = {}
-        self.epoch += 1
 
     def _refuse_training(self) -> None:
         """Raise UnsupportedModelError where a module is in training mode: dropout would make every run different."""
@@ -149,10 +183,6 @@ def _unlock() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_unlock)
-
-
-def _ways(found: Sequence[Attached]) -> list[str]:
-    return [one.way for one in found]
 
 
 def _digest(watch: Watch) -> str:
@@ -177,12 +207,12 @@ def memory_hash(hf: PreTrainedModel) -> str:
 
 
 def _hash_of_buffers(hf: PreTrainedModel) -> str:
-    """Return the hash of the buffers that no file and no state dict has: angles, scales, masks."""
+    """Return the hash of the tensors that no file and no state dict has: angles, scales, masks."""
     names = {
         f"{path}.{name}" if path else name for path, module in walk(hf) for name in module._non_persistent_buffers_set
     }
     there = {path: tensor for path, tensor in tensors(hf) if path in names and tensor.device.type != "meta"}
-    return hash_tensors(there)
+    return hash_tensors(there | dict(loose_tensors(hf)))
 
 
 def hash_tensors(tensors: Mapping[str, Tensor]) -> str:

@@ -2,7 +2,7 @@
 
 A tensor is read as 64-bit words, in the order of memory. A set of samples has a word of each row and, with them, of
 each column of every matrix; several sets are taken while the tensor is known to be what it is, and each look compares
-another one. Small tensors, and models that are small as a whole, are kept whole.
+another one. Small tensors, models that are small as a whole, and tensors with gaps (a slice of columns) are kept whole.
 
 Axes: matrix (all axes but the last two), row, word (of a row).
 """
@@ -23,6 +23,7 @@ WHOLE_BYTES = 1 << 14
 # A model is kept whole up to here.
 SMALL_BYTES = 1 << 21
 HASH_BYTES_PER_S = 1e9
+CHANGED = "values of {} changed without a trace in Python (as through .data)"
 WORDS = {8: torch.int64, 4: torch.int32, 2: torch.int16, 1: torch.int8}
 
 
@@ -39,6 +40,7 @@ class Probes:
         # Read by the kernel all together, and the others (other devices, words of other sizes) one by one.
         self._paths: tuple[list[str], list[str]] = ([], [])
         sets: tuple[list[list[Sample]], list[list[Sample]]] = ([[] for _ in range(SETS)], [[] for _ in range(SETS)])
+        self._gapped = {path: there.pop(path).clone() for path in list(there) if _has_gaps(tensors[path])}
         for path, words in there.items():
             several = self._samples(tensors[path], words)
             kind = 0 if several[0].takes_kernel else 1
@@ -61,10 +63,13 @@ class Probes:
         Only for tensors of which pointer, shape and strides are what they were.
         """
         yield from self._found
+        for path, before in self._gapped.items():
+            if (words := words_of(self._tensors[path])) is None or not torch.equal(words, before):
+                yield CHANGED.format(path)
         self._looks += 1
         for paths, sets in zip(self._paths, self._sets, strict=True):
             if (index := sets[self._looks % SETS].first_differing()) is not None:
-                yield f"values of {paths[index]} changed without a trace in Python (as through .data)"
+                yield CHANGED.format(paths[index])
 
     def hash_changes(self) -> list[str]:
         """Return the tensors that differ anywhere from what they were when this was called first."""
@@ -117,6 +122,11 @@ def words_of(tensor: Tensor) -> Int[Tensor, " word"] | None:
         return flat.view(WORDS[8 if aligned and tensor.is_contiguous() else tensor.element_size()])
     except (RuntimeError, NotImplementedError, TypeError, KeyError):
         return None  # a subclass that keeps its numbers otherwise
+
+
+def _has_gaps(tensor: Tensor) -> bool:
+    """Return whether its elements do not fill one piece of memory, so that its words are those of a copy."""
+    return tensor.dim() > 0 and not _is_dense(tensor)
 
 
 def _is_dense(tensor: Tensor) -> bool:

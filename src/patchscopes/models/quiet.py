@@ -2,9 +2,11 @@
 
 import io
 import logging
+import os
 import sys
+import threading
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stderr
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, redirect_stderr
 from typing import TypeVar
 from unittest import mock
 
@@ -19,6 +21,33 @@ def quiet_transformers() -> Iterator[None]:
 
     One of its bars is a bare tqdm that no setting turns off, hence the redirection.
     """
+    with _quiet.lock:
+        if _quiet.n == 0:
+            _quiet.stack.enter_context(_quieted())
+        _quiet.n += 1
+    try:
+        yield
+    finally:
+        with _quiet.lock:
+            _quiet.n -= 1
+            if _quiet.n == 0:
+                _quiet.stack.close()
+
+
+class _Quiet:
+    """How many threads are loading: the first makes transformers quiet, and the last leaves it as it was."""
+
+    def __init__(self) -> None:
+        self.n, self.lock, self.stack = 0, threading.Lock(), ExitStack()
+
+
+_quiet = _Quiet()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_quiet.__init__)  # type: ignore[misc]
+
+
+@contextmanager
+def _quieted() -> Iterator[None]:
     level, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity(logging.CRITICAL)
     transformers_logging.disable_progress_bar()

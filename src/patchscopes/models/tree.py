@@ -23,6 +23,7 @@ from typing import Any
 
 from torch import nn
 from torch.nn.modules import module as torch_module
+from torch.overrides import _get_current_function_mode_stack
 from transformers import PreTrainedConfig, PreTrainedModel
 
 GLOBAL_HOOKS = ("_global_forward_hooks", "_global_forward_pre_hooks")
@@ -128,14 +129,20 @@ def private_tree(hf: PreTrainedModel, blocks: Sequence[nn.Module], replacements:
 
 
 def unwrapped(module: nn.Module) -> nn.Module:
-    """Return the module that torch.compile has wrapped, or the module given: both compute the same."""
+    """Return the module that torch.compile has wrapped, unless hooks stand on the wrapping, or the module given."""
     inner = module._modules.get("_orig_mod") if type(module).__name__ == "OptimizedModule" else None
-    return module if inner is None else inner
+    return module if inner is None or module._forward_hooks or module._forward_pre_hooks else inner
 
 
 def has_global_hooks() -> bool:
-    """Return whether the process has hooks on every module, which must be given the caller's own."""
-    return any(getattr(torch_module, name) for name in GLOBAL_HOOKS)
+    """Return whether the process has hooks on every module, or on every function, which must meet the caller's own."""
+    return any(getattr(torch_module, name) for name in GLOBAL_HOOKS) or bool(callers_modes())
+
+
+def callers_modes() -> list[object]:
+    """Return what a caller has put around all functions of torch (a TorchFunctionMode), less torch's default device."""
+    stack: list[object] = _get_current_function_mode_stack()  # type: ignore[no-untyped-call]
+    return [mode for mode in stack if not type(mode).__module__.startswith("torch.")]
 
 
 def own_forward(module: nn.Module) -> Forward | None:

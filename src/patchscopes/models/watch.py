@@ -14,17 +14,21 @@ import time
 import types
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
+from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from patchscopes.models.probes import Probes
-from patchscopes.models.tree import GLOBAL_HOOKS, grows, runs_users_code, unwrapped
+from patchscopes.models.tree import GLOBAL_HOOKS, callers_modes, grows, runs_users_code, unwrapped
 
 TABLES = (
     "_parameters",
@@ -41,6 +45,11 @@ ALWAYS = frozenset({*TABLES, "training", "forward", "_hf_hook"})
 # What transformers and torch.compile note on modules for themselves.
 NOTES = frozenset(
     {"_is_hf_initialized", "_output_capturing_hooks_installed", "_is_torch_compile", "_compiled_call_impl"}
+)
+# Packages whose modules keep what they compute with in parameters, buffers, plain attributes and the config.
+BUILT_IN = frozenset(
+    {"torch", "transformers", "transformers_modules", "accelerate", "patchscopes", "bitsandbytes", "awq", "gptqmodel"}
+    | {"auto_gptq", "optimum", "hqq", "torchao", "compressed_tensors", "quanto", "aqlm", "eetq", "kernels"}
 )
 # Packages in which functions that a forward calls are looked up.
 FOLLOWED = frozenset({"torch", "transformers"})
@@ -121,6 +130,8 @@ def is_plain(value: Any) -> bool:
 
 
 Kind = Literal["weights", "hooks", "structure"]
+# Which attributes of modules are compared. While a model runs, a hook may set some, on its own module or on others.
+Attributes = Literal["all", "unhooked", "none"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,7 +195,7 @@ class Watch:
             for path, module in walk(hf)
         ]
         self.training = [seen.path or "the model" for seen in self._seen if _trains(seen.module)]
-        found = dict(tensors(hf))
+        found = dict(tensors(hf)) | dict(loose_tensors(hf))
         rewritten = set(map(id, _rewritten(self._seen)))
         self._stamps = [
             _Stamp(path, tensor, _stamp(tensor, versioned=versioned), versioned)
@@ -193,16 +204,14 @@ class Watch:
         ]
         self._configs = list({id(c): (c, frozen(vars(c))) for c in _configs(self._seen)}.values())
         kinds = dict.fromkeys(seen.kind for seen in self._seen)
-        self.functions = list(_functions(kinds, _interfaces(config for config, _ in self._configs)))
+        interfaces = [*_interfaces(config for config, _ in self._configs), *_of_caches()]
+        self.functions = list(_functions(kinds, interfaces))
         self._settings = _settings()
         self.probes = Probes(found)
         self.look_s = 0.0
 
-    def changes(self, *, content: bool = True, attributes: bool = True) -> list[Change]:
-        """Return what differs by now; nothing where nothing does.
-
-        Without `attributes`, modules that run a hook or an own forward may have set some on themselves.
-        """
+    def changes(self, *, content: bool = True, attributes: Attributes = "all") -> list[Change]:
+        """Return what differs by now; nothing where nothing does, of `attributes` those that are asked for."""
         start = time.perf_counter()
         found = [*self._structure(attributes=attributes), *self._tensors()]
         if content and not any(change.kind == "weights" for change in found):  # else pointers may be of other memory
@@ -217,10 +226,10 @@ class Watch:
     def describe(self) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
         """Yield path, class and plain attributes of every module as it was: what its structure decides."""
         for seen in self._seen:
-            plain = {name: value for name, value in seen.values.items() if _says(name, value)}
+            plain = {name: value for name, value in seen.values.items() if _says(name, value, seen)}
             yield seen.path, f"{seen.kind.__module__}.{seen.kind.__qualname__}", plain
 
-    def _structure(self, *, attributes: bool) -> Iterator[Change]:
+    def _structure(self, *, attributes: Attributes) -> Iterator[Change]:
         for seen in self._seen:
             if type(seen.module) is not seen.kind:
                 yield Change("structure", f"{seen.path or 'the model'} is now a {type(seen.module).__name__}")
@@ -254,9 +263,50 @@ def _trains(module: nn.Module) -> bool:
 
     A plain layer that was put in or parametrized is in training mode by default, which means nothing to it.
     """
-    forward = inspect.unwrap(type(module).forward)
-    asks = "training" in getattr(getattr(forward, "__code__", None), "co_names", ("training",))
-    return module.training and (asks or type(module).__module__.startswith("transformers"))
+    kind = type(module)
+    return module.training and (kind.__module__.startswith("transformers") or _asks_for_mode(kind))
+
+
+def _asks_for_mode(kind: type[nn.Module]) -> bool:
+    """Return whether code of a class names `training`: its forward, and of a caller's class whatever it calls."""
+    left: list[Any] = [kind.forward]
+    for base in kind.__mro__:
+        if base.__module__.startswith("torch."):
+            break
+        left += [value for value in vars(base).values() if isinstance(value, types.FunctionType)]
+    seen: set[types.FunctionType] = set()
+    while left:
+        function = inspect.unwrap(left.pop())
+        if not isinstance(function, types.FunctionType) or function in seen:
+            continue
+        seen.add(function)
+        names = set(names_in(function.__code__))
+        if "training" in names:
+            return True
+        if not home_of(function).startswith(("torch.", "transformers.")):
+            left += [function.__globals__[name] for name in names & function.__globals__.keys()]
+    return False
+
+
+@lru_cache(maxsize=4096)
+def names_in(code: types.CodeType) -> tuple[str, ...]:
+    """Return the names that code and the functions in it look up, attributes among them."""
+    inner = (constant for constant in code.co_consts if isinstance(constant, types.CodeType))
+    return (*code.co_names, *(name for part in inner for name in names_in(part)))
+
+
+def is_built_in(kind: type[nn.Module]) -> bool:
+    """Return whether a class is of a package whose modules keep what they compute with where it is watched."""
+    return kind.__module__.partition(".")[0] in BUILT_IN
+
+
+def loose_tensors(hf: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Yield tensors that stand on modules as plain attributes, where no code of a caller's may have put them there."""
+    for path, module in walk(hf):
+        if is_built_in(type(module)) and not runs_users_code(module):
+            for name, value in module.__dict__.items():
+                if isinstance(value, Tensor):
+                    yield (f"{path}.{name}" if path else name), value
 
 
 def _rewritten(seen: Iterable[_Seen]) -> Iterator[Tensor]:
@@ -303,10 +353,12 @@ def _hooks(table: Mapping[int, Any]) -> list[tuple[int, Any]]:
     return [(key, hook) for key, hook in table.items() if not (collects(hook) or _is_of_a_run(hook))]
 
 
-def _differences(seen: _Seen, *, attributes: bool) -> Iterator[Change]:
+def _differences(seen: _Seen, *, attributes: Attributes) -> Iterator[Change]:
     """Yield what of a module's `__dict__` decides and differs."""
     now, before, place = seen.module.__dict__, seen.values, seen.path or "the model"
-    free = grows(seen.module) or (not attributes and runs_users_code(seen.module))
+    users = runs_users_code(seen.module)
+    free = grows(seen.module) or attributes == "none" or (attributes == "unhooked" and users)
+    users = users or not is_built_in(seen.kind)
     brought = offloaded(seen.module) is not None
     for name in {**before, **now}:
         if _equal(now, before, name):
@@ -324,7 +376,7 @@ def _differences(seen: _Seen, *, attributes: bool) -> Iterator[Change]:
                 yield Change("weights", f"{place}.{_first_difference(now[name], before[name])} was exchanged")
         elif name == "_modules":
             yield from _other_modules(place, now[name], before[name])
-        elif name in ALWAYS or (name not in NOTES and not free and _decides(now.get(name), before.get(name))):
+        elif name in ALWAYS or not (name in NOTES or free or (users and not _tells(now.get(name), before.get(name)))):
             yield Change("structure", f"{place}.{name} changed")
 
 
@@ -343,14 +395,17 @@ def _first_difference(now: Mapping[str, Any], before: Mapping[str, Any]) -> str:
     return next((name for name in {**before, **now} if now.get(name) is not before.get(name)), "their order")
 
 
-def _says(name: str, value: Any) -> bool:
+def _says(name: str, value: Any, seen: _Seen) -> bool:
     """Return whether an attribute is told where a structure is described."""
-    return name not in ALWAYS and name not in NOTES and (is_plain(value) or callable(value))
+    if name in ALWAYS or name in NOTES:
+        return False
+    arrays = isinstance(value, Tensor | np.ndarray | np.generic)
+    return _tells(value) or (arrays and is_built_in(seen.kind) and not runs_users_code(seen.module))
 
 
-def _decides(now: Any, before: Any) -> bool:
-    """Return whether an attribute may decide what its module computes: numbers, texts and functions may."""
-    return all(is_plain(value) or callable(value) for value in (now, before))
+def _tells(*values: Any) -> bool:
+    """Return whether attributes are numbers, texts and functions: all else of a caller's code is told by its digest."""
+    return all(is_plain(value) or callable(value) for value in values)
 
 
 def _functions(kinds: Iterable[type[nn.Module]], interfaces: Iterable[Named]) -> Iterator[Named]:
@@ -383,7 +438,10 @@ def _named_by(function: types.FunctionType, holder: object) -> Iterator[tuple[Ma
             if isinstance(found, types.ModuleType):
                 if found.__name__.partition(".")[0] in FOLLOWED and not any(vars(found) is place for place in places):
                     places.append(vars(found))
-            elif callable(found) and not isinstance(found, type):
+            elif isinstance(found, type):
+                if issubclass(found, torch.autograd.Function):
+                    yield found, "forward"
+            elif callable(found):
                 yield where, name
     if isinstance(holder, type):
         methods = {name: getattr(holder, name, None) for name in names}
@@ -392,12 +450,21 @@ def _named_by(function: types.FunctionType, holder: object) -> Iterator[tuple[Ma
                 yield holder, name
 
 
+def _of_caches() -> Iterator[Named]:
+    """Yield how transformers' caches take in keys and values, which no forward calls by a global name."""
+    for kind in (DynamicCache, DynamicLayer, DynamicSlidingWindowLayer):
+        for name in ("update", "get_seq_length", "get_mask_sizes"):
+            yield Named(kind, name, getattr(kind, name))
+
+
 def _interfaces(configs: Iterable[PreTrainedConfig]) -> Iterator[Named]:
     """Yield what transformers has registered as the attention of the configs, and for its masks."""
     for name in dict.fromkeys(str(config._attn_implementation) for config in configs):
         for registry in (ALL_ATTENTION_FUNCTIONS, ALL_MASK_ATTENTION_FUNCTIONS):
             if (found := registry.get(name)) is not None:
                 yield Named(registry, name, found)
+    for name, found in ALL_EXPERTS_FUNCTIONS.items():
+        yield Named(ALL_EXPERTS_FUNCTIONS, name, found)
 
 
 def _configs(seen: list[_Seen]) -> Iterator[PreTrainedConfig]:
@@ -409,5 +476,5 @@ def _configs(seen: list[_Seen]) -> Iterator[PreTrainedConfig]:
 
 def _settings() -> tuple[Any, ...]:
     """Return what a process sets for all models at once and float32 results depend on."""
-    hooks = tuple(tuple(getattr(torch_module, name)) for name in GLOBAL_HOOKS)
+    hooks = tuple(tuple(getattr(torch_module, name)) for name in GLOBAL_HOOKS), tuple(map(id, callers_modes()))
     return torch.get_float32_matmul_precision(), torch.backends.mkldnn.enabled, hooks

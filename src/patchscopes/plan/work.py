@@ -1,7 +1,7 @@
 """What a plan is made of, and what can be told of a cell without a model."""
 
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal, NamedTuple
@@ -206,6 +206,18 @@ def own_tokens(cell: Cell) -> int:
     if cell.readout.kind == "candidates":
         return max(len(ids) for ids in cell.candidates) - 1
     return cell.new_tokens - 1
+
+
+def longest_text(cells: Iterable[Cell]) -> int:
+    """Return the length of the longest text that cells run, in tokens: prompts with what comes behind, and sources."""
+    return max((length for cell in cells for length in _lengths(cell)), default=0)
+
+
+def _lengths(cell: Cell) -> Iterator[int]:
+    yield len(cell.target_ids) + cell.more_tokens
+    yield from (len(state.ids) for vector in (cell.write.vectors if cell.write else ()) for state in states_of(vector))
+    if cell.compare is not None:
+        yield len(cell.compare.ids)
 
 
 def kv_bytes(shape: ModelShape, n_tokens: int) -> int:

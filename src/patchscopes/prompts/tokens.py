@@ -276,7 +276,8 @@ def _is_dummy_prefix(model: Model, tokenized: Tokenized, position: int) -> bool:
 def check_rows(model: Model, tokenized: Tokenized) -> None:
     """Raise VocabularyError for ids that the model has no embedding for, as of tokens added to the tokenizer alone."""
     embedding: Any = model.hf.get_input_embeddings()
-    rows = int(getattr(embedding, "num_embeddings", None) or embedding.weight.shape[0])
+    weight = getattr(embedding, "weight", None)
+    rows = int(getattr(embedding, "num_embeddings", None) or (model.d_vocab if weight is None else weight.shape[0]))
     beyond = [position for position, id in enumerate(tokenized.ids) if id >= rows]
     if beyond:
         name = str(model.tokenizer.convert_ids_to_tokens(tokenized.ids[beyond[0]]))
