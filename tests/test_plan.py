@@ -140,7 +140,7 @@ def test_cells_start_in_runs_of_one_suffix_those_without_a_write_first_then_by_l
 
 
 @settings(deadline=None)
-@given(drawn=many_cells, kib=st.integers(500, 640))
+@given(drawn=many_cells, kib=st.integers(540, 680))
 def test_any_plan_keeps_within_its_budget(drawn: list[Any], kib: int) -> None:
     cells = [make(one) for one in drawn]
     budget = kib * KIB

@@ -50,8 +50,8 @@ def load(
     tokenizer: PreTrainedTokenizerBase | None = None,
     revision: str | None = None,
     trust_remote_code: bool = False,
-    dtype: str | None = None,
-    device: str | None = None,
+    dtype: str | None = "float32",
+    device: str | None = "auto",
     adapter: str | PathLike[str] | None = None,
     variant: str | None = None,
     notify: Callable[[str], None] = lambda _: None,
@@ -65,8 +65,8 @@ def load(
         tokenizer: overrides the model's own; needed with a model in memory.
         revision: a branch, tag or commit of the hub.
         trust_remote_code: whether code that comes with a hub model may run. Never unless asked for.
-        dtype: "float32" (the default), "bfloat16" or "float16". Results are exact in float32.
-        device: "auto" (the default: a CUDA GPU where there is one, else the CPU), "cpu", "cuda:1", "mps".
+        dtype: "float32", "bfloat16" or "float16"; None is the default. Results are exact in float32.
+        device: "auto" (a CUDA GPU where there is one, else the CPU), "cpu", "cuda:1", "mps"; None is the default.
         adapter: a folder or hub id that peft has saved, such as a LoRA, to load into the model that is named.
         variant: a name for what is attached to the model (hooks, forwards, modules of your own), part of the identity
             of its cells; needed for a run directory where that holds something that cannot be hashed.
