@@ -27,7 +27,8 @@ from patchscopes.spec import Cell, Decoding, Ids, Readout, Result, Site, State, 
 
 # Of a log-probability, in nats; off float32 a batch rounds otherwise than a row.
 SAME = {torch.float32: 3e-4, torch.float16: 3e-2, torch.bfloat16: 2.5e-1}
-SHORT, LONG = 9, 14
+# Tokens of the texts that are compared at the least; the long ones do for most calls.
+SHORT, LONG = 9, 24
 SOURCES = (5, 7)
 MEMORY_BYTES, MAX_ROWS = 1 << 30, 6
 # What a hook that was written for one text may raise on several.
