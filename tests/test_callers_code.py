@@ -1,12 +1,14 @@
 """Rule 0 where a caller's code runs: what it reads may change without a trace on the model, and rows follow."""
 
 import copy
+import importlib
 import random
 import threading
 import time
 import types
 import warnings
 from collections import deque
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -452,3 +454,32 @@ def test_a_mode_around_all_functions_meets_the_callers_own_modules() -> None:
         rows = [said(look(model, runner=runner)) for runner in ("engine", "reference")]
         assert rows == [as_generated(model)] * 2
     assert said(look(model)) == plain
+
+
+def test_a_hook_acts_on_how_a_mask_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """BLOOM makes its ALiBi of a mask, as its own `generate` hands one over."""
+    hf = built("bloom")
+    model = wrapped(hf)
+    before = look(model)
+    build = hf.transformer.build_alibi_tensor
+    monkeypatch.setattr(hf.transformer, "build_alibi_tensor", lambda *args, **kwargs: -3 * build(*args, **kwargs))
+    for runner in ("engine", "reference"):
+        after = look(model, runner=runner)
+        assert said(after) == as_generated(model) != said(before)
+
+
+def test_packages_of_settings_are_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "pack_of_mine").mkdir()  # a namespace: it has no file
+    (tmp_path / "pack_of_mine" / "settings.py").write_text("SCALE = 1.0\n", encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    settings: Any = importlib.import_module("pack_of_mine.settings")
+    pack: Any = importlib.import_module("pack_of_mine")
+
+    digests = []
+    for scale in (1.0, 9.0):
+        settings.SCALE = scale
+        for held in (lambda output: output * pack.settings.SCALE, settings, types.SimpleNamespace(settings=settings)):
+            hasher = Hasher()
+            hasher.add(held)
+            digests.append(hasher.digest())
+    assert len(set(digests)) == len(digests)

@@ -155,7 +155,7 @@ def next_logits(model: Model, ids: Sequence[int], masked: Sequence[int] = ()) ->
     Of a masked position the only one that is read, if any, is the last: it sees itself, and no later one sees it.
     """
     tokens = torch.tensor([list(ids)], dtype=torch.long, device=model.device)
-    if not masked:
+    if not masked and not (model.attached and model.counts_mask):  # a hook may act on how the mask is counted
         return model.next_logits(tokens)
     mask = torch.ones_like(tokens)
     mask[0, list(masked)] = 0

@@ -100,8 +100,17 @@ def _all(
         if (forward := own_forward(module)) is not None and not _is_own_class_forward(forward, module):
             yield "forward", path, forward
         kind = type(module)
+        for name, method in _methods(module):
+            yield "function", f"{path}.{name}" if path else name, method
         if not is_built_in(kind) and (module is not hf or _is_put_in(kind.forward)):
             yield "module", path, module
+
+
+def _methods(module: nn.Module) -> Iterator[tuple[str, Any]]:
+    """Yield what of the caller's stands on a module in the place of a method of its class, other than its forward."""
+    for name, value in module.__dict__.items():
+        if callable(value) and name != "forward" and hasattr(type(module), name) and _is_put_in(value):
+            yield name, value
 
 
 def _is_put_in(function: Any) -> bool:

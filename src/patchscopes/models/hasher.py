@@ -50,9 +50,10 @@ def is_library(module: str) -> bool:
     """Return whether a module is Python's, installed, or of this package: its code is told by its name."""
     if module.partition(".")[0] in {*BUILT_IN, *sys.stdlib_module_names} - {"__main__"}:
         return True
-    path = getattr(sys.modules.get(module), "__file__", None)
-    if path is None:
-        return module not in {"", "__main__"} and module in sys.modules and "ipykernel" not in module
+    found = sys.modules.get(module)
+    path = getattr(found, "__file__", None) or next(iter(getattr(found, "__path__", ())), None)
+    if path is None:  # a notebook's, or made by hand; else Python's own
+        return found is not None and getattr(found, "__spec__", None) is not None and module != "__main__"
     installed = {sysconfig.get_paths()[name] for name in ("stdlib", "platstdlib", "purelib", "platlib")}
     return any(Path(path).is_relative_to(root) for root in installed) or "-packages" in str(path)
 
@@ -218,7 +219,9 @@ class Hasher:
         if names & BY_TEXT:  # what it looks up is not told by its code
             self._unknown(value)
         places: list[dict[str, Any]] = [value.__globals__]
-        places += [vars(sys.modules[name]) for name in sorted(names & sys.modules.keys()) if not is_library(name)]
+        modules = [sys.modules[name] for name in sorted(names & sys.modules.keys())]
+        modules += [cell for cell in cells if isinstance(cell, types.ModuleType)]
+        places += [vars(module) for module in modules if not is_library(module.__name__)]
         for place in places:
             for name in sorted(names & place.keys()):
                 found = place[name]
