@@ -26,6 +26,7 @@ import families
 import patchscopes as ps
 from generated import PROMPT, SOURCE, as_generated, built, loaded, look, said, wrapped
 from patchscopes import errors
+from patchscopes.alone import Batched
 from patchscopes.lenses.table import lens_table
 from patchscopes.mappings import FitOptions, Mapping, fit
 from patchscopes.models import Model
@@ -483,3 +484,17 @@ def test_packages_of_settings_are_followed(tmp_path: Path, monkeypatch: pytest.M
             hasher.add(held)
             digests.append(hasher.digest())
     assert len(set(digests)) == len(digests)
+
+
+def test_hooks_of_one_factory_on_one_module_are_told_apart() -> None:
+    """Two recorders of one name: what each gathers is its own doing, and nothing is tried anew at each call."""
+    hf = built("llama")
+    for _ in range(2):
+        seen: list[Any] = []
+        changes.block(hf).register_forward_hook(lambda _, __, output, seen=seen: seen.append(output))
+    model = wrapped(hf)
+    look(model)
+    tried = model.found(Batched)
+    look(model)
+    assert tried is not None
+    assert model.found(Batched) is tried

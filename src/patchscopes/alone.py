@@ -55,14 +55,11 @@ class Alone:
 
 @dataclass(frozen=True, slots=True)
 class Batched:
-    """Whether what is attached gave the same in batches, behind prefixes and from ℓ* on as alone, up to `n_tokens`."""
+    """The outcome of comparing batches with rows alone where something is attached, for texts of up to `n_tokens`."""
 
     of_attached: ClassVar[bool] = True
     same: bool
     n_tokens: int = 0
-
-
-UNKNOWN = Batched(same=False)
 
 
 def batched(model: Model, n_tokens: int) -> bool:
@@ -70,5 +67,5 @@ def batched(model: Model, n_tokens: int) -> bool:
     with running(model.id):
         if not model.is_private(n_tokens):
             return False
-    found = model.kept(Batched, lambda _: UNKNOWN) if model.has(Batched) else UNKNOWN
-    return not model.attached or (found.same and found.n_tokens >= n_tokens)
+    found = model.found(Batched)
+    return not model.attached or (found is not None and found.same and found.n_tokens >= n_tokens)

@@ -42,7 +42,7 @@ def prove(model: Model) -> None:
     What stands in for modules is given up first, where it is what differs; then our attention, so that rows copy their
     prefix. A plan counts on the latter, so this comes before it is made.
     """
-    if not model.has(Proven):
+    if model.found(Proven) is None:
         model.current()  # a copy is made of weights that were looked at
         model.kept(Proven, _prove)
 

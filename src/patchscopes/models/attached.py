@@ -44,11 +44,6 @@ class Attached:
     digest: str
     hashed: bool
 
-    @property
-    def key(self) -> tuple[str, str, str]:
-        """What it is known by, whatever it computes with."""
-        return self.what, self.path, self.name
-
     def __str__(self) -> str:
         return f"{self.what} {self.name} on {self.path or 'the model'}"
 

@@ -239,9 +239,10 @@ class Model:
         kept: T = made[kind]
         return kept
 
-    def has(self, kind: type) -> bool:
-        """Return whether something of this type is kept."""
-        return kind in self._now.made
+    def found(self, kind: type[T]) -> T | None:
+        """Return what is kept of this type, None where nothing is."""
+        kept: T | None = self._now.made.get(kind)
+        return kept
 
     def keep(self, thing: object) -> None:
         """Replace the cached value of this type."""
@@ -489,6 +490,6 @@ def _runs_alike(model: Model, tree: Tree, n_tokens: int) -> bool:
     own = model.forward_of(model.hf, Inputs(ids), "all").float()
     try:
         copied = model.forward_of(tree.hf, Inputs(ids), "all").float()
-    except Exception:  # noqa: BLE001 (the model itself has just run; whatever a copy raises, it is none)
+    except Exception:  # noqa: BLE001 (the model itself has just run, so only the copy is at fault)
         return False
     return torch.allclose(own, copied, rtol=ALIKE, atol=ALIKE, equal_nan=True)

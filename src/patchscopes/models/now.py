@@ -11,6 +11,7 @@ import os
 import threading
 import time
 import weakref
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -32,6 +33,10 @@ INDECISIVE = frozenset(
 )
 
 
+# What a thing that is attached is known by, whatever it computes with.
+Key = tuple[str, str, str, int]
+
+
 class Now:
     """A model as it was when it was last looked at.
 
@@ -44,7 +49,7 @@ class Now:
         self.watch = Watch(hf)
         self.attached: tuple[Attached, ...] = attached(hf, self.watch.functions)
         self._left = self.attached  # as the last run left them
-        self.moving: set[tuple[str, str, str]] = set()
+        self.moving: set[Key] = set()
         self.epoch = 0
         self.made: dict[type, Any] = {}
         self.trees: weakref.WeakSet[Trees] = weakref.WeakSet()
@@ -77,7 +82,7 @@ class Now:
         """Return what a model as loaded has not: other buffers or structure, what is attached, a name for that."""
         parts: list[str] = []
         if self._buffers != self._loaded_buffers:
-            parts.append(f"buffers:{self._buffers[:16]}")
+            parts.append(f"buffers:{self._buffers}")
         if self._structure is not None:
             parts.append(f"structure:{self._structure}")
         if named := [one for one in self.attached if one.hashed or variant is None]:
@@ -125,27 +130,27 @@ class Now:
 
     def _attached_changes(self) -> Iterator[Change]:
         """Yield what is attached and computes with something else, unless it is what changes by itself as it runs."""
-        now = attached(self.hf, self.watch.functions)
-        for one, before in zip(now, self.attached, strict=False):
-            if one.key == before.key and one.key not in self.moving and one.digest != before.digest:
+        now = _by_key(attached(self.hf, self.watch.functions))
+        for key, before in _by_key(self.attached).items():
+            if key in now and key not in self.moving and now[key].digest != before.digest:
                 yield Change("hooks", f"{before} computes with something else")
 
     @contextmanager
     def running_attached(self) -> Iterator[None]:
         """Find out what of the things attached changes by itself: what counts and records while the context runs it."""
-        before = attached(self.hf, self.watch.functions)
+        before = _by_key(attached(self.hf, self.watch.functions))
         yield
-        for one, other in zip(before, attached(self.hf, self.watch.functions), strict=False):
-            if one.key == other.key and one.digest != other.digest:
-                self.moving.add(one.key)
+        after = _by_key(attached(self.hf, self.watch.functions))
+        self.moving |= {key for key in before.keys() & after.keys() if before[key].digest != after[key].digest}
         self.ran()
 
     def ran(self) -> None:
         """Take note that what is attached has run: what changes by itself meanwhile was not changed by a caller."""
         if self.moving:
             with self.lock:
-                now = {one.key: one for one in attached(self.hf, self.watch.functions) if one.key in self.moving}
-                self._left = tuple(now.get(one.key, one) for one in self._left)
+                now = _by_key(attached(self.hf, self.watch.functions))
+                before = _by_key(self._left)
+                self._left = tuple(now.get(key, one) if key in self.moving else one for key, one in before.items())
 
     def renew(self, changes: Sequence[Change]) -> None:
         """Take the model as it is by now."""
@@ -185,6 +190,17 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_unlock)
 
 
+def _by_key(found: Sequence[Attached]) -> dict[Key, Attached]:
+    """Return things by kind, place, name and, of several alike, their number: one factory may make several hooks."""
+    counts = Counter[tuple[str, str, str]]()
+    by_key: dict[Key, Attached] = {}
+    for one in found:
+        alike = one.what, one.path, one.name
+        by_key[*alike, counts[alike]] = one
+        counts[alike] += 1
+    return by_key
+
+
 def _digest(watch: Watch) -> str:
     """Return a digest of the structure that was seen: classes and plain attributes, by path."""
     hasher = Hasher()
@@ -210,9 +226,10 @@ def _hash_of_buffers(hf: PreTrainedModel) -> str:
     """Return the hash of the tensors that no file and no state dict has: angles, scales, masks."""
     names = {
         f"{path}.{name}" if path else name for path, module in walk(hf) for name in module._non_persistent_buffers_set
-    }
-    there = {path: tensor for path, tensor in tensors(hf) if path in names and tensor.device.type != "meta"}
-    return hash_tensors(there | dict(loose_tensors(hf)))
+    } | {path for path, _ in loose_tensors(hf)}
+    hasher = Hasher()  # which takes tensors of any kind
+    hasher.add(sorted({path: tensor for path, tensor in (*tensors(hf), *loose_tensors(hf)) if path in names}.items()))
+    return hasher.digest()
 
 
 def hash_tensors(tensors: Mapping[str, Tensor]) -> str:

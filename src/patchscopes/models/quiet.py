@@ -35,7 +35,7 @@ def quiet_transformers() -> Iterator[None]:
 
 
 class _Quiet:
-    """How many threads are loading: the first makes transformers quiet, and the last leaves it as it was."""
+    """A count of the threads that load: the first one quiets transformers, and the last one restores it."""
 
     def __init__(self) -> None:
         self.n, self.lock, self.stack = 0, threading.Lock(), ExitStack()

@@ -162,7 +162,7 @@ class Named:
 
     @property
     def now(self) -> Any:
-        """What stands there by now."""
+        """Return what the name refers to now."""
         if isinstance(self.holder, type):
             return getattr(self.holder, self.name, None)
         return self.holder.get(self.name)
