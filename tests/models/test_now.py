@@ -459,3 +459,18 @@ def test_long_lists_are_hashed_at_once_and_endless_ones_are_not_followed() -> No
         found.append((hasher.digest(), hasher.complete))
     assert found[0][0] != found[1][0]
     assert [complete for _, complete in found] == [True, True, False]
+
+
+def test_rows_and_columns_of_tensors_with_gaps_are_seen_at_every_look(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(probes, "SMALL_BYTES", 0)
+    monkeypatch.setattr(probes, "WHOLE_BYTES", 0)
+    for dtype in (torch.float32, torch.bfloat16):
+        tensor = torch.randn(90, 140, generator=torch.Generator().manual_seed(0)).to(dtype)[:, 4:100]
+        looking = Probes({"weight": tensor})
+        for _ in range(5):
+            assert not list(looking.changes())
+            for part in (tensor[17], tensor[:, 31]):
+                before = part.clone()
+                part.data.neg_()
+                assert list(looking.changes())
+                part.data.copy_(before)

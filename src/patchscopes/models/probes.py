@@ -2,7 +2,8 @@
 
 A tensor is read as 64-bit words, in the order of memory. A set of samples has a word of each row and, with them, of
 each column of every matrix; several sets are taken while the tensor is known to be what it is, and each look compares
-another one. Small tensors, models that are small as a whole, and tensors with gaps (a slice of columns) are kept whole.
+another one. Small tensors, and models that are small as a whole, are kept whole. Tensors with gaps in memory (a slice
+of columns) are read by elements.
 
 Axes: matrix (all axes but the last two), row, word (of a row).
 """
@@ -40,7 +41,8 @@ class Probes:
         # Read by the kernel all together, and the others (other devices, words of other sizes) one by one.
         self._paths: tuple[list[str], list[str]] = ([], [])
         sets: tuple[list[list[Sample]], list[list[Sample]]] = ([[] for _ in range(SETS)], [[] for _ in range(SETS)])
-        self._gapped = {path: there.pop(path).clone() for path in list(there) if _has_gaps(tensors[path])}
+        self._gapped = {path: self._between_gaps(tensors[path]) for path in there if _has_gaps(tensors[path])}
+        there = {path: words for path, words in there.items() if path not in self._gapped}
         for path, words in there.items():
             several = self._samples(tensors[path], words)
             kind = 0 if several[0].takes_kernel else 1
@@ -63,10 +65,11 @@ class Probes:
         Only for tensors of which pointer, shape and strides are what they were.
         """
         yield from self._found
-        for path, before in self._gapped.items():
-            if (words := words_of(self._tensors[path])) is None or not torch.equal(words, before):
-                yield CHANGED.format(path)
         self._looks += 1
+        for path, sets in self._gapped.items():
+            at, before = sets[self._looks % len(sets)]
+            if not torch.equal(_bits(self._tensors[path][at]), before):
+                yield CHANGED.format(path)
         for paths, sets in zip(self._paths, self._sets, strict=True):
             if (index := sets[self._looks % SETS].first_differing()) is not None:
                 yield CHANGED.format(paths[index])
@@ -92,6 +95,16 @@ class Probes:
             matrices = tensor.numel() // (rows * columns)
             places = self._wandering(matrices, rows, words.numel() // (matrices * rows), words.device)
         return [Sample(words, at, words.index_select(0, at)) for at in places]
+
+    def _between_gaps(self, tensor: Tensor) -> list[tuple[tuple[Tensor, ...], Tensor]]:
+        """Return sets of elements, by their index along each axis, with their values: words would be a copy's."""
+        if self.n_bytes <= SMALL_BYTES or tensor.numel() * tensor.element_size() <= WHOLE_BYTES or tensor.dim() < 2:
+            places: tuple[Tensor, ...] = (torch.arange(tensor.numel(), dtype=torch.int64, device=tensor.device),)
+        else:
+            rows, columns = tensor.shape[-2:]
+            places = self._wandering(tensor.numel() // (rows * columns), rows, columns, tensor.device)
+        found = [torch.unravel_index(at, tensor.shape) for at in places]
+        return [(at, _bits(tensor[at])) for at in found]
 
     def _wandering(self, matrices: int, rows: int, words: int, device: torch.device) -> tuple[Tensor, ...]:
         """Sets of places, one word of each row (more of short matrices), such that all words of a row are met."""
@@ -122,6 +135,11 @@ def words_of(tensor: Tensor) -> Int[Tensor, " word"] | None:
         return flat.view(WORDS[8 if aligned and tensor.is_contiguous() else tensor.element_size()])
     except (RuntimeError, NotImplementedError, TypeError, KeyError):
         return None  # a subclass that keeps its numbers otherwise
+
+
+def _bits(elements: Tensor) -> Tensor:
+    """Return elements as whole numbers, so that numbers that are none are equal to themselves."""
+    return elements.detach().contiguous().view(WORDS[elements.element_size()])
 
 
 def _has_gaps(tensor: Tensor) -> bool:
