@@ -66,8 +66,8 @@ class Probes:
         """
         yield from self._found
         self._looks += 1
-        for path, sets in self._gapped.items():
-            at, before = sets[self._looks % len(sets)]
+        for path, elements in self._gapped.items():
+            at, before = elements[self._looks % len(elements)]
             if not torch.equal(_bits(self._tensors[path][at]), before):
                 yield CHANGED.format(path)
         for paths, sets in zip(self._paths, self._sets, strict=True):
