@@ -226,6 +226,18 @@ def test_the_environment_is_read_in_cli_and_settings() -> None:
     assert not found, f"the environment is read in cli/ and in settings.py: {found}"
 
 
+def test_properties_that_are_computed_once_hold_no_lock() -> None:
+    """Python 3.11's own hold one that a forked child inherits closed (`patchscopes/cached.py`)."""
+    found = [
+        where(path, node)
+        for path in SOURCES
+        if path.name != "cached.py"
+        for node, module, names in imports(path)
+        if module == "functools" and "cached_property" in names
+    ]
+    assert not found, f"cached_property is that of patchscopes.cached: {found}"
+
+
 def test_shapes_are_checked_wherever_they_are_written() -> None:
     """What `--jaxtyping-packages` lists are the rooms of the files that import jaxtyping, neither more nor less."""
     options = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["pytest"]["addopts"]

@@ -9,10 +9,10 @@ from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
 
+from patchscopes.cached import cached_property
 from patchscopes.engine import shape_of
 from patchscopes.errors import ModelChangedError, OptionError, RunChangedError
 from patchscopes.foreign import running

@@ -9,13 +9,13 @@ of them counts; it learns the one that it is given.
 import warnings
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from patchscopes.analysis.scores import majority
+from patchscopes.cached import cached_property
 from patchscopes.errors import OptionError
 
 Floats = NDArray[np.float64]

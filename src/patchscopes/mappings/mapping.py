@@ -14,7 +14,6 @@ import os
 from collections.abc import Mapping as Dict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -24,6 +23,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from patchscopes.cached import cached_property
 from patchscopes.errors import MappingError, OutputError
 from patchscopes.models import Model
 from patchscopes.results.entry import ranges

@@ -5,12 +5,12 @@ Axes: item (a source of the sweep), draw, layer (ℓ, or a pair (ℓ, ℓ*)), in
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from patchscopes.cached import cached_property
 from patchscopes.errors import DataError, OptionError
 from patchscopes.spec import Row
 

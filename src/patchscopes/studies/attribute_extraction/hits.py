@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,6 +9,7 @@ from numpy.typing import NDArray
 from patchscopes.analysis.matching import fold
 from patchscopes.analysis.scores import control_adjusted, majority_of_others
 from patchscopes.analysis.selection import Chosen, choose, folds_of
+from patchscopes.cached import cached_property
 from patchscopes.results import Results
 from patchscopes.spec import Row
 from patchscopes.studies.attribute_extraction.design import DRAWS, N_FOLDS, Design

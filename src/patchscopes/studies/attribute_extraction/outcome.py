@@ -2,12 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
 from patchscopes.analysis.matching import fold
+from patchscopes.cached import cached_property
 from patchscopes.data import Exclusion
 from patchscopes.results import Results
 from patchscopes.studies.attribute_extraction.design import DRAWS, Design

@@ -9,12 +9,12 @@ Axes: item (a fact with all results, relation after relation), placement.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 
 import numpy as np
 
 from patchscopes.analysis.matching import fold
 from patchscopes.analysis.scores import majority_of_others
+from patchscopes.cached import cached_property
 from patchscopes.data import Exclusion, Fact, Passage, Relation
 from patchscopes.mappings import LINEAR, Kind
 from patchscopes.results import Results

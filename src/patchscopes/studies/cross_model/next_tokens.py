@@ -8,12 +8,12 @@ Axes: item (an opening with all results), placement.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Literal
 
 import numpy as np
 
 from patchscopes.analysis.scores import majority_of_others
+from patchscopes.cached import cached_property
 from patchscopes.data import Exclusion
 from patchscopes.errors import DataError
 from patchscopes.mappings import LINEAR, Kind

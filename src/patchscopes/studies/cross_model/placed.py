@@ -5,13 +5,13 @@ Axes: item, draw, placement (kind of map × ℓ × ℓ*), in the order of `place
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
 from patchscopes.analysis.scores import control_adjusted
 from patchscopes.analysis.selection import Chosen, best_of, choose, folds_of
+from patchscopes.cached import cached_property
 from patchscopes.mappings import Kind
 from patchscopes.studies.cross_model.design import DRAWS, N_FOLDS, Placement
 from patchscopes.studies.texts import Score, Table

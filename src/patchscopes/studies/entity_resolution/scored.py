@@ -2,9 +2,9 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
 
 from patchscopes.analysis.resolution import Resolved, resolution_layers
+from patchscopes.cached import cached_property
 from patchscopes.data import Entity
 from patchscopes.studies.entities import PROMPTS
 from patchscopes.studies.entity_resolution.design import Design

@@ -5,7 +5,6 @@ Axes: item (a query with all of its results, the same for both methods), draw, p
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +12,7 @@ from numpy.typing import NDArray
 from patchscopes.analysis.matching import fold, matches
 from patchscopes.analysis.scores import control_adjusted
 from patchscopes.analysis.selection import Chosen, best_of, choose, folds_of
+from patchscopes.cached import cached_property
 from patchscopes.results import Results
 from patchscopes.spec import InspectionPrompt, Row
 from patchscopes.studies.held_out import controls_at

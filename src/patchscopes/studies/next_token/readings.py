@@ -7,12 +7,12 @@ has no result; means are over `Readings.items`, which have them all.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import NDArray
 
+from patchscopes.cached import cached_property
 from patchscopes.data import Exclusion
 from patchscopes.errors import DataError
 from patchscopes.mappings import Mappings

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,6 +9,7 @@ from numpy.typing import NDArray
 from patchscopes.analysis.comparisons import holm, sign_flip
 from patchscopes.analysis.intervals import mean_interval
 from patchscopes.analysis.resolution import Resolved, logrank, resolution_layers, survival
+from patchscopes.cached import cached_property
 from patchscopes.data import Entity, Exclusion
 from patchscopes.studies.entities import DRAWS
 from patchscopes.studies.headline import DIFFERENCE, beside
