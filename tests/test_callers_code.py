@@ -25,7 +25,7 @@ import changes
 import families
 import patchscopes as ps
 from generated import PROMPT, SOURCE, as_generated, built, loaded, look, said, wrapped
-from patchscopes import errors
+from patchscopes import errors, guard
 from patchscopes.alone import Batched
 from patchscopes.lenses.table import lens_table
 from patchscopes.mappings import FitOptions, Mapping, fit
@@ -284,16 +284,18 @@ def test_passes_say_nothing_of_whether_a_hook_bears_batches() -> None:
 
 
 @pytest.mark.parametrize("runner", ["engine", "reference"])
-def test_a_steering_vector_that_is_exchanged_during_a_run_ends_it(runner: str) -> None:
+def test_a_steering_vector_that_is_exchanged_during_a_run_ends_it(runner: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guard, "MIN_INTERVAL_S", 1e9)  # no look by the clock, which might hold the first row good
     hf = built("llama")
     held = {"vector": torch.zeros(32)}
     changes.block(hf).register_forward_hook(lambda _, __, output: output + held["vector"])
     model = loaded(hf)
     stream = ps.stream(model, [f"the cat {i}" for i in range(40)], prompt=PROMPT, runner=runner, max_new_tokens=1)
-    next(stream)
+    first = next(stream)
     held["vector"] = callers.VECTOR
     with pytest.raises(errors.ModelChangedError, match="computes with something else") as caught:
         list(stream)
+    assert first.source == "the cat 0"
     assert 0 in caught.value.rows
 
 
