@@ -161,14 +161,18 @@ def everything(hf: PreTrainedModel) -> list[Any]:
     return [modules, dict(vars(hf.config)), modeling_llama.apply_rotary_pos_emb]
 
 
-def test_weights_that_change_during_a_run_end_it_and_say_which_rows_are_of_neither(tmp_path: Any) -> None:
+def test_weights_that_change_during_a_run_end_it_and_say_which_rows_are_of_neither(
+    tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(guard, "SHARE", 1e9)
+    monkeypatch.setattr(guard, "MIN_INTERVAL_S", 0.0)  # a look is due at every row, and what it holds good is kept
     hf = own()
     model = loaded(hf)
     options: dict[str, Any] = {"prompt": PROMPT, "controls": (), "max_new_tokens": 6, "run": tmp_path / "run"}
     stream = ps.stream(model, [f"the cat {i} is Spain" for i in range(60)], **options)
     for _ in range(20):
         next(stream)
-    time.sleep(0.2)  # by now another look is due, and what it holds good is kept
+    monkeypatch.setattr(guard, "MIN_INTERVAL_S", 1e9)  # none is from here on
     next(stream)
     hf.get_submodule("lm_head").weight.data.neg_()  # type: ignore[operator,union-attr]
     with pytest.raises(ModelChangedError, match=r"lm_head.*Rows \d.* were given since.*not kept"):
